@@ -1,0 +1,169 @@
+"""Layers shared by the transformer backbones and the small encoders."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+xavier = nn.initializers.xavier_uniform()
+
+
+def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
+    """SiT's fixed position embedding: the first half of the channels encodes the column, the second the row.
+
+    Args:
+        grid: (rows, columns) of tokens.
+        width: Channels, a multiple of 4.
+
+    Returns:
+        float32 [rows * columns, width], computed in float64. Source: willisma/SiT models.py, get_2d_sincos_pos_embed.
+    """
+    omega = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width / 4))
+    rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+
+    def encode(position: np.ndarray) -> np.ndarray:
+        angle = position.reshape(-1, 1).astype(np.float64) * omega
+        return np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+
+    return np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
+
+
+def timestep_embedding(t: Float[Array, " batch"], dim: int) -> Float[Array, "batch dim"]:
+    """SiT's time features, [cos, sin] of t exp(-ln(1e4) i / (dim / 2)), of the raw t in [0, 1].
+
+    Args:
+        t: Times.
+        dim: Even.
+
+    Returns:
+        float32 features.
+    """
+    half = dim // 2
+    frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def patchify(x: Float[Array, "batch h w c"], patch: int) -> Float[Array, "batch tokens dim"]:
+    """Cuts images into row-major tokens whose last axis is (row in patch, column in patch, channel).
+
+    Args:
+        x: Images.
+        patch: Divides height and width.
+
+    Returns:
+        Tokens.
+    """
+    b, h, w, c = x.shape
+    x = x.reshape(b, h // patch, patch, w // patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, (h // patch) * (w // patch), patch * patch * c)
+
+
+def unpatchify(x: Float[Array, "batch tokens dim"], patch: int, grid: tuple[int, int]) -> Float[Array, "batch h w c"]:
+    """The inverse of `patchify`.
+
+    Args:
+        x: Tokens.
+        patch: As given to `patchify`.
+        grid: (rows, columns) of tokens.
+
+    Returns:
+        Images.
+    """
+    b, _, dim = x.shape
+    c = dim // patch**2
+    x = x.reshape(b, *grid, patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, grid[0] * patch, grid[1] * patch, c)
+
+
+def dense(features: int, dtype: jnp.dtype, name: str, kernel_init: Callable = xavier) -> nn.Dense:
+    """A linear layer with float32 weights whose product is computed in `dtype`.
+
+    Args:
+        features: Outputs.
+        dtype: float32 or bfloat16.
+        name: In the parameter tree.
+        kernel_init: Xavier uniform by default; the bias starts at 0.
+
+    Returns:
+        The layer.
+    """
+    return nn.Dense(features, dtype=dtype, param_dtype=jnp.float32, kernel_init=kernel_init, name=name)
+
+
+def layer_norm(x: Float[Array, "..."], eps: float = 1e-6) -> Float[Array, "..."]:
+    """LayerNorm over the last axis without scale or bias, in float32 and by the two-pass variance.
+
+    Args:
+        x: Activations.
+        eps: Added to the variance.
+
+    Returns:
+        float32 activations.
+    """
+    x = x.astype(jnp.float32)
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
+
+
+class Attention(nn.Module):
+    """timm's multi-head attention: fused qkv with bias, softmax in float32, output projection with bias.
+
+    Written in (batch, head, token, channel) order, which XLA's CPU backend runs fastest.
+
+    Attributes:
+        num_heads: Divides the width.
+        dtype: Of the matmuls.
+    """
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Attends.
+
+        Args:
+            x: Tokens.
+
+        Returns:
+            Tokens.
+        """
+        b, tokens, width = x.shape
+        head = width // self.num_heads
+        qkv = dense(3 * width, self.dtype, "qkv")(x)
+        q, k, v = qkv.reshape(b, tokens, 3, self.num_heads, head).transpose(2, 0, 3, 1, 4)
+        logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * head**-0.5
+        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
+        out = jnp.einsum("bhij,bhjd->bhid", weights, v)
+        return dense(width, self.dtype, "proj")(out.transpose(0, 2, 1, 3).reshape(b, tokens, width))
+
+
+class Mlp(nn.Module):
+    """fc1, GELU, fc2.
+
+    Attributes:
+        hidden: Width between.
+        approximate: tanh GELU (SiT) or exact (ViT).
+        dtype: Of the matmuls.
+    """
+
+    hidden: int
+    approximate: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Applies the two layers.
+
+        Args:
+            x: Tokens.
+
+        Returns:
+            Tokens.
+        """
+        hidden = jax.nn.gelu(dense(self.hidden, self.dtype, "fc1")(x), approximate=self.approximate)
+        return dense(x.shape[-1], self.dtype, "fc2")(hidden)

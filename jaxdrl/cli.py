@@ -1,0 +1,254 @@
+"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|sample|evaluate|report`.
+
+Mistakes of the user are one line on stderr and exit code 2; nothing that was computed is lost by any of them.
+"""
+
+import difflib
+import errno
+import os
+import re
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+import jaxdrl
+from jaxdrl.errors import UserError
+
+HELP = """jaxdrl {version}: Discriminator-Guided RL for flow-matching image generators.
+
+usage: jaxdrl COMMAND --workdir=DIR [--config=FILE[:VARIANT]] [--config.KEY=VALUE ...]
+
+commands
+  run            every stage in order: data, encoders, pretrain, discriminator, posttrain, longer, evaluate, report
+  pretrain       the stages up to and including the generator's training
+  discriminator  ... up to and including the reward
+  posttrain      ... up to and including Adjoint Matching
+  evaluate       ... up to and including the measurement
+  report         ... up to and including the report (as run)
+  sample         images from a model of a workdir (see `jaxdrl sample --help`)
+
+A stage whose result is in the workdir is skipped, one that was cut short goes on where it stopped: give the same command again.
+--config may be left out when the workdir has a run. Every key of the config can be set: jaxdrl/config.py explains them.
+
+examples
+  jaxdrl run --config=configs/drl_digits.py --workdir=runs/first
+  jaxdrl run --config=configs/drl_digits.py --workdir=runs/seed1 --config.seed=1 --config.pretrain.from_scratch=true
+  jaxdrl run --config=configs/drl_digits.py:tiny --workdir=runs/tiny
+  jaxdrl posttrain --config=configs/drl_patches.py --workdir=runs/lambda3 --config.posttrain.reward_scale=3.0
+  jaxdrl sample --workdir=runs/first --model=tuned --num=1000 --seed=0 --out=tuned.npz
+"""
+
+SAMPLE_HELP = """usage: jaxdrl sample --workdir=DIR --out=FILE.npz|FILE.png [options]
+
+  --model     base, tuned or longer (the continued-pretraining control); default tuned
+  --num       how many images; default 100. Classes are balanced: image i has class i modulo the number of classes
+  --seed      of the noise; the same seed gives every model the same noise; default 0
+  --steps     of the Heun sampler; default config.evaluate.sampling_steps
+  --guidance  scale of classifier-free guidance; default 1 (none)
+  --interval  LOW,HIGH: times at which guidance acts (0 is noise, 1 is data); default 0,1
+
+.npz has `arr_0` (uint8, [num, height, width, channels], as ADM's evaluator reads it) and `labels`; .png is a grid, a row a class.
+
+example
+  jaxdrl sample --workdir=runs/first --model=base --num=80 --seed=3 --out=base.png
+"""
+
+COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sample")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: Arguments without the program's name; by default the process's.
+
+    Returns:
+        0; 2 after a mistake of the user; 130 after Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(argv)
+    except UserError as error:
+        line = " ".join(str(error).split())
+        print(f"jaxdrl: error: {line}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print("jaxdrl: error: the disk is full; free space and run the same command again (nothing is lost)", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\njaxdrl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(HELP.format(version=jaxdrl.__version__), end="")
+        return 0
+    if argv[0] == "--version":
+        print(jaxdrl.__version__)
+        return 0
+    command, rest = argv[0], argv[1:]
+    if command not in COMMANDS:
+        raise UserError(f"command {command!r} is unknown{_closest(command, COMMANDS)}; see `jaxdrl --help`")
+    if any(argument in ("-h", "--help") for argument in rest):
+        print(SAMPLE_HELP if command == "sample" else HELP.format(version=jaxdrl.__version__), end="")
+        return 0
+    values = _parse(command, rest)
+    if values.workdir is None:
+        raise UserError(f"--workdir is missing; for example `jaxdrl {command} --workdir=runs/first`")
+    signal.signal(signal.SIGTERM, _terminate)
+    config = _config(values)
+    return _sample(values, config) if command == "sample" else _run(command, values, config)
+
+
+def _parse(command: str, arguments: list[str]) -> flags.FlagValues:
+    """Reads the flags into a fresh `FlagValues`, so that nothing is global."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
+    config_flags.DEFINE_config_file("config", None, "Recipe.", flag_values=values)
+    if command == "sample":
+        flags.DEFINE_string("model", "tuned", "base, tuned or longer.", flag_values=values)
+        flags.DEFINE_integer("num", 100, "How many images.", lower_bound=1, flag_values=values)
+        flags.DEFINE_integer("seed", 0, "Of the noise.", lower_bound=0, flag_values=values)
+        flags.DEFINE_integer("steps", None, "Of the sampler.", lower_bound=1, flag_values=values)
+        flags.DEFINE_float("guidance", 1.0, "Scale.", flag_values=values)
+        flags.DEFINE_list("interval", ["0", "1"], "Times.", flag_values=values)
+        flags.DEFINE_string("out", None, "File.", flag_values=values)
+    try:
+        left = values(["jaxdrl", *_stored_config(arguments)])
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(f"--{error.flagname} is unknown{_closest(error.flagname, list(values))}") from None
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(_explain(error, arguments)) from None
+    except FileNotFoundError as error:
+        raise UserError(f"--config: {error.filename or error} does not exist; configs/ has the recipes") from None
+    except (SyntaxError, ImportError) as error:
+        raise UserError(f"--config: the file cannot be read ({type(error).__name__}: {error})") from None
+    if len(left) > 1:
+        raise UserError(f"{left[1]!r} is not understood; options are written --name=value")
+    return values
+
+
+def _stored_config(arguments: list[str]) -> list[str]:
+    """Without --config, the one that the workdir was started with is used."""
+    names = [argument.split("=", 1)[0] for argument in arguments]
+    if "--config" in names:
+        return arguments
+    workdir = next((argument.split("=", 1)[1] for argument in arguments if argument.startswith("--workdir=")), None)
+    if workdir is None:
+        return arguments
+    if not (Path(workdir) / "config.json").exists():
+        raise UserError(f"{workdir} holds no run (no config.json); give --config to start one")
+    return [f"--config={Path(__file__).parent / 'stored_config.py'}:{Path(workdir).absolute()}", *arguments]
+
+
+def _config(values: flags.FlagValues) -> ConfigDict:
+    config = values.config
+    if not isinstance(config, ConfigDict):
+        raise UserError("--config: get_config must return an ml_collections.ConfigDict")
+    return config
+
+
+def _explain(error: Exception, arguments: list[str]) -> str:
+    """One line about a config that could not be read or overridden."""
+    text = " ".join(str(error).split())
+    for argument in arguments:
+        match = re.match(r"--config\.([\w.]+)", argument)
+        if match and (match.group(1).split(".")[-1] in text or match.group(1) in text):
+            from jaxdrl.config import default
+
+            known = [f"config.{key}" for key in _keys(default().to_dict())]
+            name = f"config.{match.group(1)}"
+            if name not in known:
+                return f"--{name} is unknown{_closest(name, known)}; jaxdrl/config.py lists every key"
+            return f"{argument}: the value does not fit the key ({text.split('; ')[0]})"
+    return f"--config: {text}"
+
+
+def _keys(tree: dict, prefix: str = "") -> list[str]:
+    names = []
+    for key, value in tree.items():
+        names += _keys(value, f"{prefix}{key}.") if isinstance(value, dict) else [f"{prefix}{key}"]
+    return names
+
+
+def _closest(word: str, known: Sequence[str]) -> str:
+    found = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f" (did you mean {found[0]}?)" if found else ""
+
+
+def _terminate(number: int, frame: object) -> None:
+    del number, frame
+    print("jaxdrl: terminated; the same command goes on from the last checkpoint", file=sys.stderr)
+    raise SystemExit(143)
+
+
+def _start(config: ConfigDict) -> None:
+    """Chooses the compilation cache before anything is compiled."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import jax
+
+    folder = config.runtime.compilation_cache
+    if folder and not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _run(command: str, values: flags.FlagValues, config: ConfigDict) -> int:
+    _start(config)
+    from jaxdrl.report import table
+    from jaxdrl.training import mesh, workdir
+    from jaxdrl.training.context import Run
+    from jaxdrl.training.loop import run_stages
+    from jaxdrl.training.metrics import MetricWriter
+    from jaxdrl.training.stages import ORDER
+
+    path = Path(values.workdir)
+    workdir.open_workdir(path, config)
+    with workdir.lock(path):
+        last = ORDER[-1] if command == "run" else command
+        writer = MetricWriter(path, tensorboard=config.runtime.tensorboard)
+        run = Run(config=config.lock(), workdir=path, mesh=mesh.create_mesh(**config.mesh), writer=writer)
+        try:
+            results = run_stages(run, ORDER[: ORDER.index(last) + 1])
+        finally:
+            writer.close()
+    if "evaluate" in results:
+        print("\n" + table.plain(results["evaluate"]))
+    if "report" in results:
+        print(f"\nreport: {path / 'report.html'}")
+    return 0
+
+
+def _sample(values: flags.FlagValues, config: ConfigDict) -> int:
+    _start(config)
+    from jaxdrl import samples_file
+
+    if values.out is None or Path(values.out).suffix not in (".npz", ".png"):
+        raise UserError(f"--out must name a .npz or .png file, got {values.out!r}")
+    try:
+        low, high = (float(part) for part in values.interval)
+    except ValueError:
+        raise UserError(f"--interval must be LOW,HIGH, got {','.join(values.interval)!r}") from None
+    samples_file.write(
+        config,
+        Path(values.workdir),
+        Path(values.out),
+        model=values.model,
+        num=values.num,
+        seed=values.seed,
+        num_steps=values.steps or config.evaluate.sampling_steps,
+        guidance=(values.guidance, (low, high)),
+    )
+    print(f"{values.num} images of the {values.model} model: {values.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

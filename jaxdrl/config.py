@@ -1,0 +1,206 @@
+"""Every key of a run, with its default: recipes in `configs/` start from `default()` and change it.
+
+The tree is an `ml_collections.ConfigDict`, so an unknown key or a value of another type raises when it is set.
+"""
+
+import ml_collections
+
+from jaxdrl.errors import UserError
+
+
+def default() -> ml_collections.ConfigDict:
+    """Returns the configuration tree that every recipe starts from.
+
+    Returns:
+        An unlocked-type, locked-key `ConfigDict`; see the comments for units and ranges.
+    """
+    config = ml_collections.ConfigDict()
+    config.name = "drl"
+    config.seed = 0
+    config.data = _data()
+    config.encoders = _encoders()
+    config.backbone = _backbone()
+    config.pretrain = _pretrain()
+    config.discriminator = _discriminator()
+    config.posttrain = _posttrain()
+    config.evaluate = _evaluate()
+    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    # How a run is carried out, never what it computes: these may differ between two calls on one workdir.
+    config.runtime = ml_collections.ConfigDict(
+        {"tensorboard": False, "progress_seconds": 10.0, "checkpoint_seconds": 30.0, "compilation_cache": ""}
+    )
+    return config
+
+
+def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Shrinks a recipe so that every stage runs in seconds on a laptop; what it computes stays the same.
+
+    Args:
+        config: A recipe; changed in place.
+
+    Returns:
+        The same config.
+    """
+    config.name += "_tiny"
+    config.data.examples_per_class = 60
+    for which in ("reward", "judge"):
+        config.encoders[which].update(width=16, depth=1, feature_dim=16, steps=20, batch_size=20)
+    config.backbone.update(width=16, depth=1, num_heads=2, frequency_dim=16, dtype="float32")
+    config.pretrain.update(from_scratch=True, steps=60, batch_size=20, warmup_steps=5, curve_every=30, curve_samples=40)
+    config.pretrain.ema_decay = 0.9
+    config.discriminator.update(width=16, batch_size=20, steps=40, buffer_batches=4, buffer_epochs=5, validate_every=10)
+    config.discriminator.sampling_steps = 4
+    config.posttrain.update(num_timesteps=5, buffer_size=20, batch_size=10, refreshes=3, epochs=2, warmup_steps=2)
+    config.evaluate.update(num_samples=100, sampling_steps=4, batch_size=50, tilt_pool=2, guidance_samples=60)
+    config.evaluate.update(guidance_scales=(1.5,), guidance_intervals=((0.0, 1.0),), bootstrap=4)
+    config.evaluate.update(kernel_subsets=4, kernel_subset_size=30)
+    return config
+
+
+def check_variant(variant: str) -> None:
+    """Refuses a variant that a recipe does not have.
+
+    Args:
+        variant: What followed the colon in `--config=path:variant`.
+
+    Raises:
+        UserError: If it is not empty.
+    """
+    if variant:
+        raise UserError(f"--config: variant {variant!r} is unknown; use no variant, or :tiny")
+
+
+def _data() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "digits",  # digits | patches | synthetic | any TFDS name (cifar10, imagenet2012 ...)
+            "directory": "",  # where the ArrayRecord files live; empty: <workdir>/data
+            "image_shape": (8, 8, 1),
+            "num_classes": 10,
+            "split_seed": 0,  # which images are train, validation and test
+            "validation_fraction": 0.2,  # of the train part
+            "examples_per_class": 2000,  # patches and synthetic only: how many crops a class and split
+            "in_memory": True,  # decode once and keep (small sets); otherwise decode on access
+            "workers": 0,  # Grain worker processes
+            "horizontal_flip": False,
+        }
+    )
+
+
+def _encoder(name: str, objective: str) -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": name,
+            "objective": objective,  # dino | simclr
+            "width": 64,
+            "depth": 3,
+            "feature_dim": 64,
+            "steps": 3000,
+            "batch_size": 128,
+            "learning_rate": 1e-3,
+        }
+    )
+
+
+def _encoders() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {"reward": _encoder("small-vit", "dino"), "judge": _encoder("small-convnet", "simclr")}
+    )
+
+
+def _backbone() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "name": "SiT",  # SiT (sizes below) or a published name such as SiT-XL/2 (sizes ignored when 0)
+            "patch_size": 2,
+            "width": 32,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_ratio": 4.0,
+            "frequency_dim": 64,  # of the time embedding
+            "dtype": "float32",  # of the matmuls
+            "remat": "none",  # none | full
+        }
+    )
+
+
+def _pretrain() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "from_scratch": False,  # train base and encoders here, or start from those in the package
+            "steps": 20000,
+            "batch_size": 128,
+            "learning_rate": 1e-3,
+            "warmup_steps": 500,
+            "grad_clip": 1.0,
+            "ema_decay": 0.999,
+            "label_dropout": 0.1,
+            "curve_every": 4000,  # steps between two points of the plateau curve
+            "curve_samples": 2000,
+        }
+    )
+
+
+def _discriminator() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "head": "linear",  # linear | mlp2
+            "width": 512,  # of the projection
+            "r1": 0.0,  # gamma of the R1 penalty, on the image gradient of the logit
+            "learning_rate": 1e-4,
+            "batch_size": 512,
+            "steps": 10000,  # at most
+            "buffer_batches": 20,
+            "buffer_epochs": 10,
+            "validate_every": 50,  # steps
+            "patience": 15,  # validations without improvement
+            "sampling_steps": 50,  # Heun steps of the fake images
+        }
+    )
+
+
+def _posttrain() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "algorithm": "adjoint_matching",
+            "reward_scale": 10.0,  # lambda
+            "num_timesteps": 100,  # K
+            "integrator": "local_linear",  # local_linear | euler_maruyama
+            "gain_eps": -1.0,  # offset in the gain of the target; negative: the paper's, 1/K
+            "timestep_fraction": 0.4,
+            "timestep_split": 0.6,
+            "subset_reduction": "sum",  # sum | mean
+            "outlier_mask": True,
+            "outlier_quantile": 0.9,
+            "outlier_decay": 0.9,
+            "outlier_cap": 5.0,
+            "buffer_size": 2304,  # trajectories a refresh
+            "refreshes": 100,
+            "epochs": 5,  # over the buffer
+            "batch_size": 576,  # trajectories a gradient step
+            "learning_rate": 1e-5,
+            "warmup_steps": 200,
+            "decay": "constant",  # constant | linear | cosine, over all gradient steps
+            "grad_clip": 0.0,  # global norm; 0: none
+            "ema_decay": 0.0,  # of the tuned weights, a gradient step; 0: none
+        }
+    )
+
+
+def _evaluate() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "split": "test",  # against which real images: test | validation
+            "num_samples": 4000,
+            "sampling_steps": 50,  # Heun
+            "batch_size": 1000,
+            "tilt_pool": 4,  # base samples drawn for the ideal tilt, as a multiple of num_samples
+            "guidance_scales": (1.25, 1.5, 2.0),
+            "guidance_intervals": ((0.0, 1.0), (0.1, 1.0), (0.3, 1.0)),
+            "guidance_samples": 2000,  # for choosing the scale, on the validation split
+            "kernel_subsets": 100,
+            "kernel_subset_size": 500,
+            "bootstrap": 50,
+            "controls": True,  # continued pretraining and best guidance
+        }
+    )

@@ -1,0 +1,28 @@
+"""Copies of training images among the samples.
+
+A sample counts as a copy if its nearest training image (in pixels) is closer than all but `quantile` of the *held-out* images are to
+theirs: real images that were never trained on give `quantile` by construction, so anything above it is memorisation.
+"""
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxdrl.evaluation.manifold import nearest
+
+
+def copies(
+    samples: Float[np.ndarray, "n d"], train: Float[np.ndarray, "m d"], held_out: Float[np.ndarray, "k d"], quantile: float = 0.05
+) -> float:
+    """The share of samples that are copies.
+
+    Args:
+        samples: Generated.
+        train: What the generator was trained on.
+        held_out: Real images that it was not.
+        quantile: Share of held-out images that the threshold lets pass as copies, in (0, 1).
+
+    Returns:
+        A share; `quantile` is what fresh data would give.
+    """
+    threshold = np.quantile(nearest(held_out, train), quantile)
+    return float((nearest(samples, train) < threshold).mean())

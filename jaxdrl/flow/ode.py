@@ -1,0 +1,134 @@
+r"""Samplers of the probability-flow ODE on any time grid.
+
+Sources: "Discriminator-Guided RL", arXiv 2606.19162, section 5 (Heun, 50 steps, the last one Euler); Li and He, "JiT",
+arXiv 2511.13720 (the same); Zheng et al., "RAE", arXiv 2510.11690 (the shifted grid).
+
+On a grid 0 = t_0 < ... < t_n = 1 with d = t_{i+1} - t_i,
+
+    Euler:  x_{i+1} = x_i + d v(x_i, t_i)                                                    (1)
+    Heun:   x_{i+1} = x_i + (d / 2)(v(x_i, t_i) + v(x_i + d v(x_i, t_i), t_{i+1}))           (2)
+
+with Heun's last step replaced by (1): 2 n - 1 evaluations, and none at t = 1.
+"""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
+Method = Literal["heun", "euler"]
+
+
+def uniform_grid(num_steps: int) -> Float[Array, " points"]:
+    """The grid i / n.
+
+    Args:
+        num_steps: n, at least 1.
+
+    Returns:
+        [n + 1] times from 0 to 1.
+
+    Raises:
+        ValueError: If n < 1.
+    """
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    return jnp.linspace(0.0, 1.0, num_steps + 1)
+
+
+def shifted_grid(num_steps: int, shift: float) -> Float[Array, " points"]:
+    """The dimension-dependent shift of RAE, in this project's time: more of the steps near the noise.
+
+    With s = 1 - t (1 at noise) the shift is s' = shift s / (1 + (shift - 1) s).
+
+    Args:
+        num_steps: n, at least 1.
+        shift: sqrt(latent dimension / 4096) in the paper; 1 leaves the grid uniform.
+
+    Returns:
+        [n + 1] times from 0 to 1.
+
+    Raises:
+        ValueError: If n < 1 or shift <= 0.
+    """
+    if shift <= 0:
+        raise ValueError(f"shift must be positive, got {shift}")
+    s = 1 - uniform_grid(num_steps)
+    return 1 - shift * s / (1 + (shift - 1) * s)
+
+
+def evaluations(num_steps: int, method: Method) -> int:
+    """How often a sampler calls the velocity.
+
+    Args:
+        num_steps: Steps.
+        method: "heun" or "euler".
+
+    Returns:
+        2 n - 1 for Heun, n for Euler.
+    """
+    return 2 * num_steps - 1 if method == "heun" else num_steps
+
+
+def integrate(
+    velocity: Velocity, x: Float[Array, "batch ..."], grid: Float[Array, " points"], *, method: Method = "heun"
+) -> Float[Array, "points batch ..."]:
+    """Integrates dx = v dt along a grid and returns every state; the last is the sample.
+
+    Args:
+        velocity: v(x, t), guidance included.
+        x: Noise, the state at grid[0].
+        grid: Ascending times.
+        method: "heun" (2) or "euler" (1).
+
+    Returns:
+        States at all grid points, the first being `x`. (Under jit the states that are not used are not kept.)
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    if method not in ("heun", "euler"):
+        raise ValueError(f"method must be heun or euler, got {method!r}")
+
+    def slope(x, t):
+        return velocity(x, jnp.full(x.shape[0], t, x.dtype))
+
+    def euler(x, times):
+        t, after = times
+        new = x + (after - t) * slope(x, t)  # (1)
+        return new, new
+
+    def heun(x, times):
+        t, after = times
+        first = slope(x, t)
+        second = slope(x + (after - t) * first, after)
+        new = x + 0.5 * (after - t) * (first + second)  # (2)
+        return new, new
+
+    times = (grid[:-1], grid[1:])
+    if method == "euler":
+        _, states = jax.lax.scan(euler, x, times)
+        return jnp.concatenate([x[None], states])
+    before_last, states = jax.lax.scan(heun, x, jax.tree.map(lambda part: part[:-1], times))
+    last, _ = euler(before_last, (grid[-2], grid[-1]))
+    return jnp.concatenate([x[None], states, last[None]])
+
+
+def sample(
+    velocity: Velocity, x: Float[Array, "batch ..."], grid: Float[Array, " points"], *, method: Method = "heun"
+) -> Float[Array, "batch ..."]:
+    """The end of `integrate`.
+
+    Args:
+        velocity: v(x, t).
+        x: Noise.
+        grid: Ascending times.
+        method: "heun" or "euler".
+
+    Returns:
+        The state at the last time.
+    """
+    return integrate(velocity, x, grid, method=method)[-1]

@@ -1,0 +1,90 @@
+"""The table of distances, as text and as Markdown."""
+
+from typing import Any
+
+ROWS = {
+    "floor": "real, train half",
+    "base": "base",
+    "longer_pretraining": "+ longer pretraining",
+    "best_cfg": "+ best guidance",
+    "tuned": "+ DRL",
+    "tuned_best_cfg": "+ DRL + best guidance",
+    "ideal_tilt": "ideal tilt of the base",
+}
+SPACES = ("reward", "judge", "pixels")
+
+
+def excess_change(spaces: dict[str, dict[str, float]], space: str, row: str) -> float:
+    """How the distance above the floor changed against the base.
+
+    Args:
+        spaces: `spaces` of an evaluation.
+        space: "reward", "judge" or "pixels".
+        row: Which row.
+
+    Returns:
+        (FD(row) - floor) / (FD(base) - floor) - 1: -0.5 is half the excess gone.
+    """
+    values = spaces[space]
+    return (values[row] - values["floor"]) / (values["base"] - values["floor"]) - 1
+
+
+def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The table's head and body.
+
+    Args:
+        result: Of the evaluate stage.
+
+    Returns:
+        (column names, rows of texts).
+    """
+    head = ["", "FD reward", "FD judge", "FD pixels", "precision", "recall", "coverage", "accuracy", "copies"]
+    body = []
+    for row, title in ROWS.items():
+        if row not in result["spaces"]["judge"]:
+            continue
+        line = [title]
+        for space in SPACES:
+            text = f"{result['spaces'][space][row]:.3f} ±{result['spaces_se'][space][row]:.3f}"
+            if row not in ("floor", "base"):
+                text += f" ({100 * excess_change(result['spaces'], space, row):+.0f}%)"
+            line.append(text)
+        for metric in ("precision", "recall", "coverage", "accuracy", "memorisation"):
+            value = result[metric].get(row)
+            line.append("" if value is None else f"{value:.3f}")
+        body.append(line)
+    return head, body
+
+
+def plain(result: dict[str, Any]) -> str:
+    """The table for a terminal.
+
+    Args:
+        result: Of the evaluate stage.
+
+    Returns:
+        Lines of text.
+    """
+    head, body = cells(result)
+    widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(head))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in [head, *body]]
+    note = (
+        f"FD: Frechet distance of {result['samples']} samples to the {result['split']} images, ± bootstrap standard error; "
+        "in brackets the change of its excess over the floor.\nprecision, recall, coverage: judge space. copies: share of "
+        "samples closer to a training image than 95 % of held-out images are."
+    )
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The table for a document.
+
+    Args:
+        result: Of the evaluate stage.
+
+    Returns:
+        A Markdown table.
+    """
+    head, body = cells(result)
+    lines = ["| " + " | ".join(line) + " |" for line in [head, *body]]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])

@@ -1,0 +1,1 @@
+"""Rewards, all with one signature: `reward(images, condition) -> [batch]`."""

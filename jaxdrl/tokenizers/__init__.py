@@ -1,0 +1,26 @@
+"""Between pixels and the generator's own space."""
+
+from typing import Protocol
+
+from jaxtyping import Array, Float
+
+from jaxdrl.tokenizers.pixels import Pixels
+
+
+class Tokenizer(Protocol):
+    """What maps images in [-1, 1] to latents and back."""
+
+    def encode(self, images: Float[Array, "batch h w c"]) -> Float[Array, "batch ..."]:
+        """Images to latents."""
+        ...
+
+    def decode(self, latents: Float[Array, "batch ..."]) -> Float[Array, "batch h w c"]:
+        """Latents to images, differentiable."""
+        ...
+
+    def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+        """The shape of one latent."""
+        ...
+
+
+__all__ = ["Pixels", "Tokenizer"]

@@ -1,0 +1,1 @@
+"""Everything that turns algorithms into runs: state, checkpoints, metrics, meshes, stages."""

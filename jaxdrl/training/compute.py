@@ -1,0 +1,106 @@
+"""What a run computes, counted in floating-point operations, so that controls get the same budget.
+
+Counts come from the lowered program of one forward pass, so they do not depend on the machine or its clock. A gradient with
+respect to the input alone costs one more forward pass, a gradient with respect to the weights as well costs two.
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from jaxdrl.flow import ode
+from jaxdrl.training import models
+
+
+def forward_flops(function: Callable, *arguments) -> float:
+    """Counts the operations of one call.
+
+    Args:
+        function: A traceable function without loops.
+        *arguments: Arrays or `ShapeDtypeStruct`s.
+
+    Returns:
+        Floating-point operations.
+    """
+    analysis = jax.jit(function).lower(*arguments).cost_analysis()
+    return float(analysis["flops"])
+
+
+def generator_flops(config: ConfigDict) -> float:
+    """Operations of one velocity evaluation of one sample.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        Floating-point operations.
+    """
+    network = models.backbone(config)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((8, *network.sample_shape), jnp.float32)
+    t, y = jax.ShapeDtypeStruct((8,), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
+    return forward_flops(network.velocity, params, x, t, y) / 8
+
+
+def encoder_flops(config: ConfigDict) -> float:
+    """Operations of one pass of the reward encoder over one image.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        Floating-point operations.
+    """
+    network = models.encoder(config, "reward")
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    images = jax.ShapeDtypeStruct((8, *config.data.image_shape), jnp.float32)
+    return forward_flops(lambda params, images: network.features(params, images)["pooled"], params, images) / 8
+
+
+def posttrain_flops(config: ConfigDict) -> float:
+    """Operations of the whole posttrain stage: rollouts, reward gradients, adjoints and updates.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        Floating-point operations.
+    """
+    settings = config.posttrain
+    subset = math.ceil(settings.timestep_fraction * settings.num_timesteps)
+    per_trajectory = settings.num_timesteps + (2 * settings.num_timesteps + 1) + 3 * settings.epochs * subset
+    trajectories = settings.refreshes * settings.buffer_size
+    return trajectories * (per_trajectory * generator_flops(config) + 2 * encoder_flops(config))
+
+
+def discriminator_flops(config: ConfigDict, steps: int, fakes: int) -> float:
+    """Operations of a discriminator stage that took `steps` updates and drew `fakes` samples.
+
+    Args:
+        config: A run's config.
+        steps: Gradient steps.
+        fakes: Images sampled from the base model.
+
+    Returns:
+        Floating-point operations (the head itself is negligible and not counted).
+    """
+    settings = config.discriminator
+    sampling = fakes * ode.evaluations(settings.sampling_steps, "heun") * generator_flops(config)
+    passes = 2 + (3 if settings.r1 > 0 else 0)
+    return sampling + steps * settings.batch_size * passes * encoder_flops(config)
+
+
+def pretrain_steps(config: ConfigDict, flops: float) -> int:
+    """How many pretraining steps the same number of operations buys, rounded up.
+
+    Args:
+        config: A run's config.
+        flops: A budget.
+
+    Returns:
+        Gradient steps.
+    """
+    return math.ceil(flops / (3 * config.pretrain.batch_size * generator_flops(config)))

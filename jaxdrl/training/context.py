@@ -1,0 +1,36 @@
+"""What every stage is given."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+
+from jaxdrl.training.metrics import MetricWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run: its config, its folder, its devices and its metrics.
+
+    Attributes:
+        config: The (frozen) config tree.
+        workdir: Where all results go.
+        mesh: Devices, axes ("data", "fsdp", "tensor").
+        writer: Metrics of all stages.
+    """
+
+    config: Any
+    workdir: Path
+    mesh: jax.sharding.Mesh
+    writer: MetricWriter
+
+
+class Stage(Protocol):
+    """A module of `training/stages/`: what it is called and what it does."""
+
+    name: str
+
+    def run(self, run: Run) -> dict:
+        """Does the stage's work, going on from its checkpoint if there is one; returns what goes to `result.json`."""
+        ...

@@ -1,0 +1,75 @@
+"""The plateau curve: distances of the generator to the validation images while it is trained."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdrl import data
+from jaxdrl.evaluation import frechet, sampling
+from jaxdrl.training import models
+from jaxdrl.training.context import Run
+from jaxdrl.training.workdir import data_directory
+
+
+def spaces(run: Run) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """The three feature spaces in which a run is measured: float images in [-1, 1] -> float32 [n, d].
+
+    Args:
+        run: The run, with its encoders trained.
+
+    Returns:
+        "reward", "judge" and "pixels".
+    """
+    functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
+    for which in ("reward", "judge"):
+        params = models.load_encoder(run.workdir, which)
+        network = models.encoder(run.config, which)
+        compiled = jax.jit(lambda params, images, network=network: network.features(params, images)["pooled"])
+        functions[which] = lambda images, compiled=compiled, params=params: _in_batches(compiled, params, images)
+    functions["pixels"] = lambda images: np.asarray(images, np.float32).reshape(len(images), -1)
+    return functions
+
+
+def measure(run: Run) -> Callable[[PyTree], dict[str, float]]:
+    """Prepares the curve's measurement.
+
+    Args:
+        run: The run, with its encoders trained.
+
+    Returns:
+        params -> {"judge_frechet": ..., "reward_frechet": ..., "pixels_frechet": ...} against the validation split.
+    """
+    config = run.config
+    images, _ = data.load_arrays(data.open_split(config.data, data_directory(run), "validation"))
+    functions = spaces(run)
+    real = {space: function(data.to_float(images)) for space, function in functions.items()}
+    network, pixels = models.backbone(config), models.tokenizer(config)
+
+    def distances(params: PyTree) -> dict[str, float]:
+        latents, _ = sampling.sample(
+            network,
+            params,
+            num=config.pretrain.curve_samples,
+            seed=config.seed,
+            num_steps=config.evaluate.sampling_steps,
+            batch_size=config.evaluate.batch_size,
+        )
+        fake = np.asarray(pixels.decode(latents))
+        return {
+            f"{space}_frechet": float(frechet.frechet_from_features(real[space], function(fake)))
+            for space, function in functions.items()
+        }
+
+    return distances
+
+
+def _in_batches(compiled: Callable, params: PyTree, images: np.ndarray, size: int = 1000) -> np.ndarray:
+    """Applies an encoder to any number of images with one compiled batch size; the last batch is padded."""
+    parts = []
+    for start in range(0, len(images), size):
+        part = np.asarray(images[start : start + size], np.float32)
+        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.float32)])
+        parts.append(np.asarray(compiled(params, padded))[: len(part)])
+    return np.concatenate(parts)

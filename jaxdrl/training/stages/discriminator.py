@@ -1,0 +1,227 @@
+"""Stage 4: the discriminator between data and the base model's own samples, on frozen features (DRL, stage 1).
+
+Buffered: a refresh draws `buffer_batches` minibatches of (real, fake) pairs, trained on for `buffer_epochs` epochs. Every
+`validate_every` steps the logistic loss on held-out data decides whether the head is the best so far; after `patience`
+validations without improvement training stops. Before anything is tuned the stage prints how separable the two are: held-out
+accuracy, calibration, and the effective sample size of the ideal tilt, for all classes and for each.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, PyTree
+from ml_collections import ConfigDict
+
+from jaxdrl import data
+from jaxdrl.errors import UserError
+from jaxdrl.evaluation import calibration, sampling, tilt
+from jaxdrl.rewards import discriminator
+from jaxdrl.training import compute, models
+from jaxdrl.training.checkpoints import Checkpoints
+from jaxdrl.training.context import Run
+from jaxdrl.training.progress import Progress
+from jaxdrl.training.randomness import stage_key, stage_seed
+from jaxdrl.training.workdir import data_directory
+from jaxdrl.weights import files
+
+name = "discriminator"
+
+
+class State(NamedTuple):
+    """What a checkpoint of this stage holds."""
+
+    step: Array
+    head: PyTree
+    opt_state: optax.OptState
+    best_head: PyTree
+    best_loss: Float[Array, ""]
+    waited: Array
+
+
+class Pairs(NamedTuple):
+    """Real and fake images with their labels."""
+
+    real: Float[Array, "n h w c"]
+    real_labels: Array
+    fake: Float[Array, "n h w c"]
+    fake_labels: Array
+
+
+def run(run: Run) -> dict:
+    """Trains the head; writes `model.safetensors`, the head that was best on held-out data.
+
+    Args:
+        run: The run, with data, encoders and pretrain finished.
+
+    Returns:
+        steps, held-out loss, accuracy, calibration error, effective sample sizes, rewards and the operations spent.
+
+    Raises:
+        UserError: If the buffer's length is not a multiple of `validate_every`.
+    """
+    config, settings = run.config, run.config.discriminator
+    if (settings.buffer_batches * settings.buffer_epochs) % settings.validate_every:
+        raise UserError(
+            "config.discriminator: buffer_batches * buffer_epochs "
+            f"({settings.buffer_batches * settings.buffer_epochs}) must be a multiple of validate_every ({settings.validate_every})"
+        )
+    held_out = _held_out(run)
+    final = _train(run, held_out)
+    directory = run.workdir / name
+    files.save_tree(directory / "model.safetensors", final.best_head)
+    steps = int(final.step)
+    fakes = settings.buffer_batches * settings.batch_size * -(-steps // _refresh_steps(config)) + len(held_out.fake)
+    result = {
+        "steps": steps,
+        "validation_loss": float(final.best_loss),
+        "flops": compute.discriminator_flops(config, steps, fakes),
+        **_separability(run, final.best_head, held_out),
+    }
+    ess = result["effective_sample_size"]
+    per_class = " ".join(f"{share:.2f}" for share in ess["per_class"])
+    print(
+        f"discriminator: held-out accuracy {result['accuracy']:.3f}, calibration error {result['calibration_error']:.3f}; "
+        f"effective sample size at lambda={config.posttrain.reward_scale:g}: {ess['mean']:.2f} (by class {per_class})",
+        flush=True,
+    )
+    return result
+
+
+def _train(run: Run, held_out: Pairs) -> State:
+    config, settings = run.config, run.config.discriminator
+    encoder_params = models.load_encoder(run.workdir, "reward")
+    base = models.load_model(run.workdir, "base")
+    source = data.open_split(config.data, data_directory(run), "train")
+    reals = data.batches(source, batch_size=settings.batch_size, seed=stage_seed(config.seed, "discriminator/data"))
+    train_steps, validate = _compiled(config)
+    writer = run.writer.for_stage(name)
+    key, pairs, held_refresh = stage_key(config.seed, name), None, -1
+    with Checkpoints(run.workdir / name / "checkpoints", config.runtime.checkpoint_seconds) as checkpoints:
+        restored = checkpoints.restore(_initial(config))
+        current = restored[1] if restored else _initial(config)
+        step, waited = int(current.step), int(current.waited)
+        writer.resume(step)
+        progress = Progress(name, settings.steps, start=step, seconds=config.runtime.progress_seconds)
+        while step < settings.steps and waited < settings.patience:
+            refresh = step // _refresh_steps(config)
+            if refresh != held_refresh:
+                pairs, held_refresh = _fill(run, base, reals, refresh), refresh
+            current, trained = train_steps(current, pairs, encoder_params, key)
+            current, validated = validate(current, held_out, encoder_params)
+            step, waited = int(current.step), int(current.waited)
+            metrics = {k: float(v) for k, v in (trained | validated).items()}
+            writer.write_scalars(step, metrics)
+            checkpoints.save_when_due(step, current, flush=writer.flush)
+            progress.update(step, loss=metrics["loss_validation"], accuracy=metrics["accuracy_validation"])
+        checkpoints.wait()
+    return jax.device_get(current)
+
+
+def _compiled(config: ConfigDict):
+    """Compiles `validate_every` training steps and one validation."""
+    settings, optimizer = config.discriminator, _optimizer(config)
+    network = models.encoder(config, "reward")
+    per_epoch, size = settings.buffer_batches, settings.batch_size
+
+    def features(encoder_params):
+        return lambda images: network.features(encoder_params, images)["pooled"]
+
+    @jax.jit
+    def train_steps(current: State, pairs: Pairs, encoder_params, key):
+        def step(carry: State, _):
+            epoch, batch = jnp.divmod(carry.step, per_epoch)
+            order = jax.random.permutation(jax.random.fold_in(key, epoch), per_epoch * size)
+            index = jax.lax.dynamic_slice_in_dim(order, batch * size, size)
+            part = jax.tree.map(lambda values: values[index], pairs)
+            (loss, metrics), grads = jax.value_and_grad(discriminator.loss, has_aux=True)(
+                carry.head, features(encoder_params), *part, r1=settings.r1
+            )
+            updates, opt_state = optimizer.update(grads, carry.opt_state, carry.head)
+            head = optax.apply_updates(carry.head, updates)
+            return carry._replace(step=carry.step + 1, head=head, opt_state=opt_state), metrics | {"loss_train": loss}
+
+        current, metrics = jax.lax.scan(step, current, None, length=settings.validate_every)
+        return current, jax.tree.map(jnp.mean, metrics)
+
+    @jax.jit
+    def validate(current: State, pairs: Pairs, encoder_params):
+        loss, metrics = discriminator.loss(current.head, features(encoder_params), *pairs, r1=0.0)
+        better = loss < current.best_loss
+        best_head = jax.tree.map(lambda new, old: jnp.where(better, new, old), current.head, current.best_head)
+        waited = jnp.where(better, 0, current.waited + 1)
+        current = current._replace(best_head=best_head, best_loss=jnp.minimum(loss, current.best_loss), waited=waited)
+        return current, {"loss_validation": loss, "accuracy_validation": metrics["accuracy"]}
+
+    return train_steps, validate
+
+
+def _initial(config: ConfigDict) -> State:
+    settings = config.discriminator
+    head = discriminator.init(
+        stage_key(config.seed, "discriminator/init"),
+        models.encoder(config, "reward").feature_dim,
+        config.data.num_classes,
+        width=settings.width,
+        head=settings.head,
+    )
+    zero = jnp.zeros((), jnp.int32)
+    return State(zero, head, _optimizer(config).init(head), head, jnp.asarray(jnp.inf, jnp.float32), zero)
+
+
+def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    return optax.adam(config.discriminator.learning_rate)
+
+
+def _refresh_steps(config: ConfigDict) -> int:
+    return config.discriminator.buffer_batches * config.discriminator.buffer_epochs
+
+
+def _fill(run: Run, base: PyTree, reals, refresh: int) -> Pairs:
+    """Draws the real and fake images of one refresh; a function of the refresh's number alone."""
+    settings = run.config.discriminator
+    batch = reals.stacked(refresh * settings.buffer_batches, settings.buffer_batches)
+    flat = lambda values: values.reshape((-1, *values.shape[2:]))  # noqa: E731
+    fake, fake_labels = _fakes(run, base, settings.buffer_batches * settings.batch_size, f"refresh{refresh}")
+    return Pairs(*map(jnp.asarray, (flat(batch["image"]), flat(batch["label"]), fake, fake_labels)))
+
+
+def _held_out(run: Run) -> Pairs:
+    """All validation images, and as many fakes, at least 2000."""
+    images, labels = data.load_arrays(data.open_split(run.config.data, data_directory(run), "validation"))
+    num = max(len(images), min(2000, run.config.evaluate.num_samples))
+    fake, fake_labels = _fakes(run, models.load_model(run.workdir, "base"), num, "validation")
+    return Pairs(*map(jnp.asarray, (data.to_float(images), labels, fake, fake_labels)))
+
+
+def _fakes(run: Run, base: PyTree, num: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    config = run.config
+    latents, labels = sampling.sample(
+        models.backbone(config),
+        base,
+        num=num,
+        seed=stage_seed(config.seed, f"discriminator/{purpose}"),
+        num_steps=config.discriminator.sampling_steps,
+        batch_size=config.evaluate.batch_size,
+    )
+    return np.asarray(models.tokenizer(config).decode(latents)), labels
+
+
+def _separability(run: Run, head: PyTree, held_out: Pairs) -> dict:
+    """Accuracy, calibration and effective sample size on held-out data."""
+    config = run.config
+    reward = jax.jit(models.reward(config, models.load_encoder(run.workdir, "reward"), head))
+    real = np.asarray(reward(held_out.real, held_out.real_labels))
+    fake = np.asarray(reward(held_out.fake, held_out.fake_labels))
+    scale = config.posttrain.reward_scale
+    mean, per_class = tilt.effective_sample_size(fake, np.asarray(held_out.fake_labels), scale)
+    return {
+        "accuracy": float(0.5 * (real > 0).mean() + 0.5 * (fake <= 0).mean()),
+        "calibration_error": float(calibration.expected_calibration_error(real, fake)),
+        "reward_real": float(real.mean()),
+        "reward_base": float(fake.mean()),
+        "reward_base_std": float(fake.std()),
+        "effective_sample_size": {"mean": float(mean), "per_class": [float(share) for share in np.asarray(per_class)]},
+    }

@@ -1,0 +1,123 @@
+"""Stage 2: two frozen feature networks, trained on the train images without labels, or taken from the package.
+
+The reward's encoder is a small transformer trained by self-distillation; the judge's is a small convolutional network trained
+contrastively. The judge is used for measuring alone.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxdrl import data
+from jaxdrl.algorithms import contrastive, self_distillation
+from jaxdrl.errors import UserError
+from jaxdrl.evaluation import classifier
+from jaxdrl.training import mesh, models
+from jaxdrl.training import state as train_state
+from jaxdrl.training.checkpoints import Checkpoints
+from jaxdrl.training.context import Run
+from jaxdrl.training.progress import Progress
+from jaxdrl.training.randomness import stage_key, stage_seed
+from jaxdrl.training.workdir import data_directory
+from jaxdrl.weights import assets, files
+
+name = "encoders"
+OBJECTIVES = {"dino": self_distillation, "simclr": contrastive}
+CHUNK = 20
+
+
+def run(run: Run) -> dict:
+    """Trains both encoders; writes `reward.safetensors` and `judge.safetensors`.
+
+    Args:
+        run: The run, with its data prepared.
+
+    Returns:
+        For each: fingerprint, nearest-neighbour accuracy on the validation images, and the spread of its features.
+
+    Raises:
+        UserError: If an objective is unknown, or the package ships no encoders for this recipe and they are not trained here.
+    """
+    result: dict[str, Any] = {}
+    directory = run.workdir / name
+    for which in ("reward", "judge"):
+        path = directory / f"{which}.safetensors"
+        if not path.exists():
+            params = _train(run, which) if run.config.pretrain.from_scratch else assets.load(run.config.name, which)
+            template = jax.eval_shape(models.encoder(run.config, which).init, jax.random.key(0))
+            files.save_tree(path, files.match(template, params, f"the {which} encoder"))
+        result[which] = _quality(run, which)
+    return result
+
+
+def _train(run: Run, which: str) -> Any:
+    config, settings = run.config, run.config.encoders[which]
+    if settings.objective not in OBJECTIVES:
+        raise UserError(f"config.encoders.{which}.objective: {settings.objective!r} is unknown; use {' or '.join(OBJECTIVES)}")
+    objective, network = OBJECTIVES[settings.objective], models.encoder(config, which)
+    keys = jax.random.split(stage_key(config.seed, f"encoders/{which}"), 3)
+    optimizer, _ = train_state.make_optimizer(
+        learning_rate=settings.learning_rate, warmup_steps=settings.steps // 20, total_steps=settings.steps, decay="cosine"
+    )
+    state = objective.init(keys[0], network.init(keys[1]), network.feature_dim)
+    start = (np.zeros((), np.int32), state, optimizer.init(objective.trainable(state)))
+
+    @jax.jit
+    def steps(carry, images, key):
+        def one(carry, batch):
+            step, state, opt_state = carry
+            features = lambda params, images: network.features(params, images)["pooled"]  # noqa: E731
+            batch = mesh.constrain_batch(batch, run.mesh)
+            state, opt_state, loss = objective.update(
+                state, opt_state, optimizer, features, batch, jax.random.fold_in(key, step)
+            )
+            return (step + 1, state, opt_state), loss
+
+        return jax.lax.scan(one, carry, images)
+
+    source = data.open_split(config.data, data_directory(run), "train")
+    seed = stage_seed(config.seed, f"encoders/{which}/data")
+    batches = data.batches(source, batch_size=settings.batch_size, seed=seed, balanced=False)
+    writer = run.writer.for_stage(f"encoders.{which}")
+    with Checkpoints(run.workdir / name / "checkpoints" / which, config.runtime.checkpoint_seconds) as checkpoints:
+        restored = checkpoints.restore(start)
+        carry = restored[1] if restored else mesh.place(start, run.mesh)
+        step = int(carry[0])
+        writer.resume(step)
+        progress = Progress(f"encoder {which}", settings.steps, start=step, seconds=config.runtime.progress_seconds)
+        while step < settings.steps:
+            count = min(CHUNK, settings.steps - step)
+            carry, losses = steps(carry, batches.stacked(step, count)["image"], keys[2])
+            step += count
+            writer.write_scalars(step, {"loss": float(np.mean(losses))})
+            checkpoints.save_when_due(step, carry, flush=writer.flush)
+            progress.update(step, loss=float(np.mean(losses)))
+    return jax.device_get(objective.result(carry[1]))
+
+
+def _quality(run: Run, which: str) -> dict:
+    config = run.config
+    params = models.load_encoder(run.workdir, which)
+    features = jax.jit(models.features(config, which, params))
+    split = {part: data.load_arrays(data.open_split(config.data, data_directory(run), part)) for part in ("train", "validation")}
+    found = {part: np.asarray(features(data.to_float(images[:5000]))) for part, (images, _) in split.items()}
+    accuracy = classifier.nearest_neighbours(
+        found["train"], split["train"][1][:5000], found["validation"], split["validation"][1][:5000]
+    )
+    fingerprint = files.fingerprint(params)
+    return {
+        "fingerprint": fingerprint,
+        "shipped_fingerprint": assets.fingerprints(config.name).get(which, ""),
+        "nearest_neighbour_accuracy": accuracy,
+        "feature_std": float(found["train"].std(axis=0).mean()),
+        "effective_rank": _effective_rank(found["train"]),
+        "spec": models.encoder(config, which).spec(fingerprint).to_dict(),
+    }
+
+
+def _effective_rank(features: np.ndarray) -> float:
+    """exp of the entropy of the covariance's spectrum: 1 for a collapsed encoder."""
+    values = np.linalg.eigvalsh(np.cov(features.T.astype(np.float64))).clip(min=1e-12)
+    share = values / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))

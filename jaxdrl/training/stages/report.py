@@ -1,0 +1,19 @@
+"""The last stage: `report.json` and `report.html`, from the results in the workdir."""
+
+from jaxdrl.report import build
+from jaxdrl.training.context import Run
+
+name = "report"
+
+
+def run(run: Run) -> dict:
+    """Writes the report.
+
+    Args:
+        run: The run, with evaluate finished.
+
+    Returns:
+        The paths, relative to the workdir.
+    """
+    run.writer.flush()
+    return build.write(run.workdir)

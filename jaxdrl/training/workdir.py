@@ -1,0 +1,152 @@
+"""The folder of a run: whose it is, what is finished in it, and errors that say what to do."""
+
+import contextlib
+import errno
+import fcntl
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxdrl.errors import UserError
+from jaxdrl.weights.files import write_atomically
+
+
+def open_workdir(path: Path, config: Any) -> None:
+    """Makes a workdir, or checks that it belongs to this config.
+
+    Args:
+        path: The folder.
+        config: A `ConfigDict`; keys under `runtime` may differ from those stored.
+
+    Raises:
+        UserError: If it holds a run of another config, or cannot be written.
+    """
+    wanted = json.loads(config.to_json())
+    file = path / "config.json"
+    with disk_errors(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if file.exists():
+            stored = read_config(path)
+            differing = _differences(_flat(stored), _flat(wanted))
+            if differing:
+                raise UserError(f"{path} holds a run of another config ({differing}); choose another --workdir")
+        write_atomically(file, json.dumps(wanted, indent=2).encode())
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Reads the stored config of a workdir.
+
+    Args:
+        path: The folder.
+
+    Returns:
+        The tree as plain dicts.
+
+    Raises:
+        UserError: If there is none, or it is damaged.
+    """
+    file = path / "config.json"
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} holds no run (no config.json); give --config to start one") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is damaged ({error}); restore it or choose another --workdir") from None
+
+
+@contextlib.contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Keeps a second process out of a workdir; the lock dies with the process.
+
+    Args:
+        path: The folder.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: If another process works in it.
+    """
+    with (path / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{path} is in use by another process; wait for it or choose another --workdir") from None
+        yield
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk into one clear line.
+
+    Args:
+        path: What is being written.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        UserError: In place of ENOSPC, EDQUOT, EROFS and EACCES.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(f"the disk of {path} is full; free space and run the same command again (nothing is lost)") from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(f"{path} cannot be written ({error.strerror}); choose another --workdir") from error
+        raise
+
+
+def stage_result(path: Path, stage: str) -> dict[str, Any] | None:
+    """Reads the result of a finished stage.
+
+    Args:
+        path: The workdir.
+        stage: Its name.
+
+    Returns:
+        The result, or None if the stage is not finished.
+    """
+    file = path / stage / "result.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def finish_stage(path: Path, stage: str, result: dict[str, Any]) -> None:
+    """Marks a stage as finished.
+
+    Args:
+        path: The workdir.
+        stage: Its name.
+        result: What `stage_result` will return.
+    """
+    write_atomically(path / stage / "result.json", json.dumps(result, indent=2).encode())
+
+
+def data_directory(run: Any) -> Path:
+    """Where the data set of a run lives.
+
+    Args:
+        run: The `Run`.
+
+    Returns:
+        `config.data.directory`, or `<workdir>/data`.
+    """
+    return Path(run.config.data.directory).expanduser() if run.config.data.directory else run.workdir / "data"
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {name: leaf for key, part in tree.items() for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
+
+
+def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    names = [
+        name
+        for name in sorted(stored.keys() | wanted.keys())
+        if not name.startswith("runtime.") and stored.get(name) != wanted.get(name)
+    ]
+    shown = [f"config.{name} is {stored.get(name)!r} there and {wanted.get(name)!r} here" for name in names[:3]]
+    return "; ".join(shown) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
