@@ -23,7 +23,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.default()
+    config = jaxdrl_config.small(jaxdrl_config.default())
     config.name = "drl_patches"
     config.data.name = "patches"
     if variant == "tiny":

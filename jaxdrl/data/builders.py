@@ -1,110 +1,91 @@
-"""The embedded data sets as TFDS builders, written as ArrayRecord without TensorFlow.
+"""The TFDS builder of the embedded data sets: ArrayRecord files, written without TensorFlow.
 
-Imported only where a data set is prepared or opened: it needs tensorflow_datasets.
+Imported only where a data set is written or read: it needs tensorflow_datasets, which needs a second to import.
 """
 
+import contextlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from jaxdrl.data import digits, patches, synthetic
+from jaxdrl.data.embedded import VERSION, EmbeddedSet
 
 
-class Embedded(tfds.core.GeneratorBasedBuilder):
-    """One builder for all embedded sets: what differs is the function that makes the arrays."""
+class Embedded(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Builder of any `EmbeddedSet`: images as PNG, in the order in which they are made."""
 
-    VERSION = tfds.core.Version("1.0.0")
-    name = "jaxdrl_embedded"
+    VERSION = tfds.core.Version(VERSION)
 
-    def __init__(self, *, settings, **kwargs):
-        """Keeps the settings.
+    def __init__(self, *, wanted: EmbeddedSet, data_dir: Path) -> None:
+        """Keeps the description.
 
         Args:
-            settings: `config.data`.
-            **kwargs: For TFDS (`data_dir`, `file_format`).
+            wanted: What to write.
+            data_dir: Where.
         """
-        self._settings = settings
-        super().__init__(**kwargs)
+        self._wanted = wanted
+        super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        names = class_names(self._settings)
+        wanted = self._wanted
+        features = tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=wanted.image_shape, encoding_format="png"),
+                "label": tfds.features.ClassLabel(names=list(wanted.class_names)),
+            }
+        )
+        # `dataset_info_from_configs` and ndarray images would need TensorFlow.
         return tfds.core.DatasetInfo(
             builder=self,
-            description=f"{self._settings.name}; see jaxdrl/data/{self._settings.name}.py for source and licences",
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=tuple(self._settings.image_shape), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=names),
-                }
-            ),
+            description=f"{wanted.description} Licences: {wanted.licence}",
+            license=wanted.licence,
+            features=features,
             supervised_keys=("image", "label"),
+            disable_shuffling=True,
         )
 
-    def _split_generators(self, dl_manager):
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
-        return {split: self._generate_examples(*part) for split, part in arrays(self._settings).items()}
+        return {split: self._generate_examples(*part) for split, part in self._wanted.make().items()}
 
-    def _generate_examples(self, images: np.ndarray, labels: np.ndarray):
+    def _generate_examples(self, images: np.ndarray, labels: np.ndarray) -> Iterator:
         for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             buffer = io.BytesIO()
             Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, format="png")
-            yield index, {"image": io.BytesIO(buffer.getvalue()), "label": int(label)}
+            buffer.seek(0)
+            yield index, {"image": buffer, "label": int(label)}
 
 
-def class_names(settings) -> list[str]:
-    """Names of the classes of an embedded set.
+def write(wanted: EmbeddedSet, directory: Path) -> Path:
+    """Writes a set.
 
     Args:
-        settings: `config.data`.
+        wanted: The set.
+        directory: A folder for it alone.
 
     Returns:
-        A name a class.
-    """
-    known = {"digits": digits.CLASS_NAMES, "patches": patches.PICTURES}
-    return list(known.get(settings.name, [str(label) for label in range(settings.num_classes)]))
-
-
-def arrays(settings) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """All images of an embedded set.
-
-    Args:
-        settings: `config.data`.
-
-    Returns:
-        split -> (images, labels).
-    """
-    if settings.name == "digits":
-        return digits.splits(settings.split_seed, settings.validation_fraction)
-    shape = tuple(settings.image_shape)
-    if settings.name == "patches":
-        return patches.splits(settings.split_seed, settings.examples_per_class, shape)
-    return synthetic.splits(settings.split_seed, settings.examples_per_class, shape, settings.num_classes)
-
-
-def write(settings, directory: Path) -> None:
-    """Writes an embedded set.
-
-    Args:
-        settings: `config.data`.
-        directory: Its folder; made.
+        The folder below it that holds the files.
     """
     tfds.disable_progress_bar()
-    builder = Embedded(settings=settings, data_dir=str(directory), file_format="array_record")
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(verify_ssl=False, compute_stats="skip"))
+    builder = Embedded(wanted=wanted, data_dir=directory)
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(download_dir=str(directory / "downloads"))
+    return Path(builder.data_path)
 
 
-def open_source(directory: Path, split: str):
+def open_source(folder: Path, split: str) -> Any:
     """Opens a written set for random access.
 
     Args:
-        directory: As given to `write`.
-        split: "train", "validation" or "test".
+        folder: That holds its files.
+        split: A split of the set.
 
     Returns:
         A TFDS data source of {"image", "label"}.
     """
-    version = next(directory.glob("jaxdrl_embedded/*"))
-    return tfds.builder_from_directory(str(version)).as_data_source(split=split)
+    return tfds.builder_from_directory(str(folder)).as_data_source(split=split)

@@ -1,17 +1,41 @@
 """Grey or colour crops of ten pictures that ship inside scikit-image and scikit-learn; class = picture.
 
-Each picture is resized so that its short side has 192 pixels and cut into strips 32 pixels wide. Strips go to train, test,
-train, test ... in turn, and every third of the train strips to validation; a crop lies wholly inside its strip, so no pixel is in
-two splits.
+Geometry: each picture is resized so that its short side has 192 pixels (Pillow, Lanczos) and cut into upright strips 32 pixels
+wide; columns left over at the right are not used. Strips 0, 1, 2 ... belong to
 
-Licences: china.jpg CC BY 2.0 (see scikit-learn's datasets/images/README.txt for the attribution); chelsea, coffee, retina,
-brick, grass, gravel and camera CC0; hubble_deep_field public domain (NASA); immunohistochemistry without known restrictions.
+    train, test, train, test, validation, test, and again from the start,
+
+that is every second strip to test and every third of the others to validation. A crop lies wholly inside one strip, so no pixel
+is in two splits. (Lanczos reaches a few pixels over a strip's edge before the resizing, as any resizing does.) The narrowest
+pictures have six strips: two of train, one of validation, three of test.
 """
 
 import numpy as np
+from jaxtyping import Int
 
-PICTURES = ("chelsea", "coffee", "hubble", "retina", "tissue", "brick", "grass", "gravel", "camera", "china")
+from jaxdrl.data.order import Purpose, permutation
+
+# Name of the class, function of `skimage.data` (none: scikit-learn's china.jpg), licence.
+_PICTURES = (
+    ("chelsea", "chelsea", "CC0, Stefan van der Walt"),
+    ("coffee", "coffee", "CC0, Rachel Michetti"),
+    ("hubble", "hubble_deep_field", "public domain, NASA and ESA"),
+    ("retina", "retina", "CC0 1.0, Mikael Haggstrom, Wikimedia Commons"),
+    ("tissue", "immunohistochemistry", "no known restrictions, Center for Microscopy and Molecular Imaging"),
+    ("brick", "brick", "CC0, CC0Textures"),
+    ("grass", "grass", "CC0, linolafett"),
+    ("gravel", "gravel", "CC0, CC0Textures"),
+    ("camera", "camera", "CC0, Lav Varshney"),
+    ("china", "", "CC BY 2.0, danielbuechele, flickr.com/photos/danielbuechele/6061409035, changed by resizing and cropping"),
+)
+CLASS_NAMES = tuple(name for name, _, _ in _PICTURES)
+DESCRIPTION = (
+    "Crops of ten pictures that ship inside scikit-image and scikit-learn, resized to a short side of 192 pixels; class = picture; "
+    "train, validation and test come from disjoint upright strips 32 pixels wide."
+)
+LICENCE = "; ".join(f"{name}: {licence}" for name, _, licence in _PICTURES)
 SHORT_SIDE, STRIP = 192, 32
+_SPLITS = ("train", "validation", "test")
 
 
 def splits(
@@ -22,79 +46,79 @@ def splits(
     Args:
         seed: Decides where.
         per_class: Crops a class in train and in test; validation has a fifth of that.
-        image_shape: (height, width, channels); at most 32 wide, 1 or 3 channels.
+        image_shape: (height, width, channels): at most 192 x 32 pixels, 1 or 3 channels.
 
     Returns:
         "train", "validation", "test" -> (uint8 [n, h, w, c], int64 labels).
-
-    Raises:
-        ValueError: If the crop does not fit a strip, or has neither 1 nor 3 channels.
     """
     height, width, channels = image_shape
-    if width > STRIP or height > SHORT_SIDE or channels not in (1, 3):
-        raise ValueError(f"patches: image_shape {image_shape} must be at most {SHORT_SIDE} x {STRIP} with 1 or 3 channels")
-    pictures = [_resized(picture, channels) for picture in _pictures()]
+    sources = [_resized(picture, channels) for picture in _pictures()]
     result = {}
-    for number, (split, count) in enumerate([("train", per_class), ("validation", max(per_class // 5, 1)), ("test", per_class)]):
-        rng = np.random.default_rng([seed, number])
+    for split in _SPLITS:
+        count = max(per_class // 5, 1) if split == "validation" else per_class
         crops = []
-        for picture in pictures:
-            columns, rows = origins(picture.shape, split, (height, width), rng, count)
-            crops.append(np.stack([picture[y : y + height, x : x + width] for x, y in zip(columns, rows, strict=True)]))
-        result[split] = (np.concatenate(crops), np.repeat(np.arange(len(pictures)), count))
+        for label, picture in enumerate(sources):
+            corners = origins(picture.shape[:2], split, (height, width), count, seed=seed, label=label)
+            windows = np.lib.stride_tricks.sliding_window_view(picture, (height, width), axis=(0, 1))
+            crops.append(windows[corners[:, 0], corners[:, 1]].transpose(0, 2, 3, 1))
+        result[split] = (np.concatenate(crops), np.repeat(np.arange(len(sources)), count))
     return result
 
 
-def strips(width: int, split: str) -> np.ndarray:
+def strips(width: int, split: str) -> Int[np.ndarray, " n"]:
     """Which strips belong to a split.
 
     Args:
-        width: Of the picture.
+        width: Of the picture, in pixels.
         split: "train", "validation" or "test".
 
     Returns:
-        Indices of strips.
+        Numbers of strips; strip i covers columns 32 i .. 32 i + 31.
     """
-    index = np.arange(width // STRIP)
+    number = np.arange(width // STRIP)
     if split == "test":
-        return index[index % 2 == 1]
-    return index[(index % 2 == 0) & ((index % 6 == 4) == (split == "validation"))]
+        return number[number % 2 == 1]
+    return number[(number % 2 == 0) & ((number % 6 == 4) == (split == "validation"))]
 
 
 def origins(
-    shape: tuple[int, ...], split: str, size: tuple[int, int], rng: np.random.Generator, count: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the upper left corners of crops, each at most once while there are enough.
+    picture: tuple[int, int], split: str, size: tuple[int, int], count: int, *, seed: int, label: int
+) -> Int[np.ndarray, "count 2"]:
+    """Draws the upper left corners of crops, none twice before every one was used once.
 
     Args:
-        shape: Of the picture.
+        picture: (height, width) in pixels.
         split: Which strips may be used.
         size: (height, width) of a crop.
-        rng: The generator.
         count: How many.
+        seed: Decides where.
+        label: The class; every class and split draws words of its own.
 
     Returns:
-        (columns, rows).
+        (row, column) of each crop.
     """
-    chosen = strips(shape[1], split)
-    across, down = STRIP - size[1] + 1, shape[0] - size[0] + 1
-    total = len(chosen) * across * down
-    index = rng.choice(total, count, replace=count > total)
-    strip, rest = np.divmod(index, across * down)
-    return chosen[strip] * STRIP + rest // down, rest % down
+    chosen = strips(picture[1], split)
+    down, across = picture[0] - size[0] + 1, STRIP - size[1] + 1
+    total = len(chosen) * down * across
+    major = label * len(_SPLITS) + _SPLITS.index(split)
+    rounds = -(-count // total)
+    places = np.concatenate(
+        [permutation(seed, Purpose.CROPS, total, major=major, minor=minor) for minor in range(rounds)]
+    )
+    strip, rest = np.divmod(places[:count], down * across)
+    row, column = np.divmod(rest, across)
+    return np.stack([row, chosen[strip] * STRIP + column], axis=1)
 
 
 def _pictures() -> list[np.ndarray]:
     from skimage import data
-    from sklearn.datasets import load_sample_images
+    from sklearn.datasets import load_sample_image
 
-    names = ("chelsea", "coffee", "hubble_deep_field", "retina", "immunohistochemistry", "brick", "grass", "gravel", "camera")
-    pictures = [getattr(data, picture)() for picture in names]
-    return [*pictures, load_sample_images().images[0]]
+    return [getattr(data, function)() if function else load_sample_image("china.jpg") for _, function, _ in _PICTURES]
 
 
 def _resized(picture: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 [h, w, channels], short side 192, by Pillow's Lanczos kernel."""
+    """uint8 [h, w, channels]."""
     from PIL import Image
 
     image = Image.fromarray(picture).convert("L" if channels == 1 else "RGB")

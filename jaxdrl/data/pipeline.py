@@ -1,31 +1,33 @@
-"""Batches in a fixed order, readable from any position: the order is a function of the seed and the position alone.
+"""Batches in a fixed order, readable from any number on: batch n is a function of the source, the seed and n alone.
 
-`Batches` is a random-access source of whole batches for Grain: the indices of a batch come from one permutation an epoch (and
-class), the images from one NumPy index, so a batch of small images costs tens of microseconds. The state of an iterator is the
-number of batches it has given: a checkpoint needs nothing but the step, whatever the number of workers or processes.
+The state of an iterator is the number of batches it has given, so a checkpoint needs nothing but the step, whatever the number of
+workers or processes. (Grain's own iterator state has another format for every number of workers.) Positions in the stream of
+examples are looked up in one vectorised step (`order.py`) and Grain reads ahead; see `Batches.stream`.
 """
 
-from collections.abc import Callable, Iterator
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Int
 
+from jaxdrl.data.images import to_float
+from jaxdrl.data.order import Order, Purpose, random_words
 from jaxdrl.data.sources import InMemory, Source
 from jaxdrl.errors import UserError
 
+_ENDLESS = 2**40
+_DECODING_THREADS = 8
+
 
 class Batches:
-    """Batches of a source by number."""
+    """Batches of a source by number, made by `batches`; iterating gives them one by one from `start`."""
 
     def __init__(
-        self, source: Source, *, batch_size: int, seed: int, balanced: bool, process: tuple[int, int], flip: bool
+        self, source: Source, order: Order, *, batch_size: int, seed: int, start: int, process: tuple[int, int], flip: bool
     ) -> None:
-        """Orders the examples; see `batches`."""
-        self._source = source if isinstance(source, InMemory) else None
-        self._examples, self._size, self._flip, self._seed = source, batch_size, flip, seed
-        self._order = _order(source, seed, balanced, process)
+        """Keeps what a batch depends on; see `batches`."""
+        self._source, self._order, self._seed = source, order, seed
+        self._size, self._start, self._process, self._flip = batch_size, start, process, flip
 
     def at(self, number: int) -> dict[str, np.ndarray]:
         """Reads a batch.
@@ -36,21 +38,10 @@ class Batches:
         Returns:
             "image" float32 [b, h, w, c] in [-1, 1], "label" int32 [b], "index" int64 [b].
         """
-        index = self._order(np.arange(number * self._size, (number + 1) * self._size))
-        if self._source is not None:
-            images, labels = self._source.images[index], self._source.labels[index]
-        else:
-            examples = [self._examples[int(i)] for i in index]
-            images = np.stack([np.asarray(example["image"]) for example in examples])
-            labels = np.array([example["label"] for example in examples], np.int32)
-        images = to_float(images)
-        if self._flip:
-            turned = np.random.default_rng([self._seed, number]).random(self._size) < 0.5
-            images[turned] = images[turned, :, ::-1]
-        return {"image": images, "label": labels, "index": index}
+        return {name: part[0] for name, part in self.stacked(number, 1).items()}
 
     def stacked(self, start: int, count: int) -> dict[str, np.ndarray]:
-        """Reads consecutive batches for a scan.
+        """Reads consecutive batches at once, for a scan.
 
         Args:
             start: Number of the first.
@@ -59,24 +50,62 @@ class Batches:
         Returns:
             As `at`, with a leading axis of `count`.
         """
-        parts = [self.at(number) for number in range(start, start + count)]
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        positions = self._positions(start, count)
+        index = self._order.indices(positions)
+        if isinstance(self._source, InMemory):
+            images, labels = self._source.images[index], self._source.labels[index]
+        else:
+            examples = [self._source[int(i)] for i in index]
+            images = np.stack([example["image"] for example in examples])
+            labels = np.array([example["label"] for example in examples], np.int32)
+        if self._flip:
+            turned = self._turned(positions)
+            images[turned] = images[turned, :, ::-1]
+        parts = {"image": to_float(images), "label": labels, "index": index}
+        return {name: part.reshape(count, self._size, *part.shape[1:]) for name, part in parts.items()}
 
-    def stream(self, start: int, chunk: int) -> Iterator[dict[str, np.ndarray]]:
-        """Reads on and on, `chunk` batches at a time, through Grain, which reads ahead while the devices work.
+    def stream(self, start: int | None = None, chunk: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Reads on and on through Grain, ahead of the caller.
+
+        Sources in memory are read by one thread; those on disk by several threads, or by `source.workers` processes. What is
+        read never depends on it.
 
         Args:
-            start: Number of the first batch, a multiple of `chunk`.
-            chunk: Batches an element.
+            start: Number of the first batch; None: the `start` given to `batches`.
+            chunk: Batches an element, stacked; 0: single batches without the leading axis.
 
         Yields:
-            What `stacked` returns.
+            What `at` or `stacked` returns.
         """
         import grain
 
-        first = start // chunk
-        order = grain.MapDataset.range(first, first + 2**40).map(lambda element: self.stacked(element * chunk, chunk))
-        yield from order.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+        start = self._start if start is None else start
+        if isinstance(self._source, InMemory) and chunk:
+            elements = grain.MapDataset.range(_ENDLESS).map(lambda i: self.stacked(start + i * chunk, chunk))
+            yield from elements.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+            return
+        threads = 1 if isinstance(self._source, InMemory) else _DECODING_THREADS
+        elements = grain.MapDataset.range(start, start + _ENDLESS).map(self.at)
+        stream = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+        workers = getattr(self._source, "workers", 0)
+        if workers:
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
+        yield from stream.batch(chunk) if chunk else stream
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        """Single batches from `start` on, without end."""
+        return self.stream()
+
+    def _positions(self, start: int, count: int) -> Int[np.ndarray, " n"]:
+        """Positions of this process in the stream: its part of each batch of all processes together."""
+        process, processes = self._process
+        first = np.arange(start, start + count) * processes + process
+        return (first[:, None] * self._size + np.arange(self._size)).ravel()
+
+    def _turned(self, positions: np.ndarray) -> np.ndarray:
+        first, last = int(positions.min()) // 4, int(positions.max()) // 4
+        words = random_words(self._seed, Purpose.FLIP, 4 * (last - first + 1), block=first)
+        return words[positions - 4 * first] >= np.uint64(2**63)
 
 
 def batches(
@@ -85,100 +114,37 @@ def batches(
     batch_size: int,
     seed: int,
     balanced: bool = True,
+    start: int = 0,
     process_index: int = 0,
     process_count: int = 1,
     horizontal_flip: bool = False,
 ) -> Batches:
     """Orders a source into batches.
 
+    The stream of examples does not depend on the processes: batch n of process i is the i-th part of the n-th stretch of
+    `batch_size * process_count` positions, so one process and many train on the same global batches.
+
     Args:
         source: From `open_split`.
         batch_size: Examples a batch and process.
-        seed: Decides the order.
-        balanced: Every class equally often, in turn; otherwise every example equally often.
+        seed: Decides the order and the flips.
+        balanced: Every class equally often, to within one in any stretch; otherwise every example equally often.
+        start: Number of the batch with which iterating begins.
         process_index: Of this process.
-        process_count: Each process sees its own share of every epoch.
-        horizontal_flip: Mirror half of the images.
+        process_count: Of all.
+        horizontal_flip: Mirror left and right with probability one half.
 
     Returns:
-        Random access to batches.
+        Random access to batches, and an iterator over them.
 
     Raises:
-        UserError: If the source is empty, or has fewer examples than processes.
+        UserError: If the source is empty.
+        ValueError: If `batch_size`, `start` or the process numbers are out of range.
     """
-    if len(source) < max(process_count, 1):
-        raise UserError(f"the split has {len(source)} examples, too few for {process_count} processes")
+    if not len(source):
+        raise UserError("the split is empty; give it more examples (config.data)")
+    if batch_size < 1 or start < 0 or not 0 <= process_index < process_count:
+        raise ValueError(f"no batch of {batch_size} from {start} on for process {process_index} of {process_count}")
+    order = Order(len(source), seed, source.labels if balanced else None)
     process = (process_index, process_count)
-    return Batches(source, batch_size=batch_size, seed=seed, balanced=balanced, process=process, flip=horizontal_flip)
-
-
-def load_arrays(source: Source) -> tuple[UInt8[np.ndarray, "n h w c"], np.ndarray]:
-    """Reads a whole split.
-
-    Args:
-        source: From `open_split`.
-
-    Returns:
-        (uint8 images, int32 labels).
-    """
-    held = source if isinstance(source, InMemory) else InMemory(source)
-    return held.images, held.labels
-
-
-def to_float(images: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """uint8 to [-1, 1].
-
-    Args:
-        images: 0 .. 255.
-
-    Returns:
-        float32, x / 127.5 - 1.
-    """
-    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
-def to_uint8(images: Float[np.ndarray, "..."], rule: str = "round") -> UInt8[np.ndarray, "..."]:
-    """[-1, 1] to uint8.
-
-    Args:
-        images: Clipped first.
-        rule: "round" (JiT) or "truncate" (SiT, DiT: 127.5 x + 128 cut off).
-
-    Returns:
-        0 .. 255.
-
-    Raises:
-        ValueError: If the rule is unknown.
-    """
-    if rule not in ("round", "truncate"):
-        raise ValueError(f"rule must be round or truncate, got {rule!r}")
-    images = np.asarray(images, np.float32)
-    if rule == "truncate":
-        return np.clip(127.5 * images + 128, 0, 255).astype(np.uint8)
-    return np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
-
-
-def _order(source: Source, seed: int, balanced: bool, process: tuple[int, int]) -> Callable[[np.ndarray], np.ndarray]:
-    """Positions to indices: shuffled anew in every epoch of a class (or of the whole source), without end."""
-    if balanced:
-        labels = source.labels if isinstance(source, InMemory) else np.array([source[i]["label"] for i in range(len(source))])
-        groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    else:
-        groups = [np.arange(len(source))]
-    groups = [group[process[0] % len(group) :: process[1]] for group in groups]
-
-    @lru_cache(maxsize=4 * len(groups))
-    def permutation(group: int, epoch: int) -> np.ndarray:
-        return np.random.default_rng([seed, group, epoch]).permutation(groups[group])
-
-    def order(positions: np.ndarray) -> np.ndarray:
-        turns, group_of = np.divmod(positions, len(groups))
-        index = np.empty(len(positions), np.int64)
-        for group in range(len(groups)):
-            mine = np.flatnonzero(group_of == group)
-            epochs, places = np.divmod(turns[mine], len(groups[group]))
-            for epoch in np.unique(epochs):
-                index[mine[epochs == epoch]] = permutation(group, int(epoch))[places[epochs == epoch]]
-        return index
-
-    return order
+    return Batches(source, order, batch_size=batch_size, seed=seed, start=start, process=process, flip=horizontal_flip)

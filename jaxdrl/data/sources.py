@@ -1,25 +1,29 @@
-"""Data sets by name: written once, whole or not at all, and opened for random access.
+"""Data sets by name: prepared once, then opened split by split for random access.
 
-"digits", "patches" and "synthetic" are made here; any other name is a TFDS data set that was prepared as ArrayRecord.
+"digits", "patches" and "synthetic" are made here (`embedded.py`); any other name is a TFDS data set that was prepared as
+ArrayRecord (`external.py`). Both are read by the same code: a TFDS data source over ArrayRecord files inside a Grain dataset.
 """
 
-import json
-import shutil
+import hashlib
+import io
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from jaxtyping import Int, Int32, UInt8
 
+from jaxdrl.data import embedded, external
+from jaxdrl.data.images import centre_crop
 from jaxdrl.errors import UserError
 from jaxdrl.weights.files import write_atomically
 
-EMBEDDED = ("digits", "patches", "synthetic")
-SPLITS = ("train", "validation", "test")
+SPLITS = embedded.SPLITS
 
 
 class Source(Protocol):
-    """Random access to examples."""
+    """Random access to labelled images."""
 
     def __len__(self) -> int:
         """How many."""
@@ -29,13 +33,18 @@ class Source(Protocol):
         """{"image": uint8 [h, w, c], "label": int}."""
         ...
 
+    @property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """All labels, without decoding an image."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSummary:
     """What a data set holds.
 
     Attributes:
-        image_shape: (h, w, c).
+        image_shape: (h, w, c) of the images that `open_split` gives.
         num_classes: Classes.
         class_names: A name a class.
         sizes: split -> examples.
@@ -45,6 +54,75 @@ class DatasetSummary:
     num_classes: int
     class_names: tuple[str, ...]
     sizes: dict[str, int]
+
+
+class InMemory:
+    """Images decoded once, with vectorised access through `images` and `labels`; both are read-only."""
+
+    def __init__(self, images: UInt8[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) -> None:
+        """Takes the arrays over.
+
+        Args:
+            images: Made read-only.
+            labels: Copied where they are not int32.
+        """
+        self.images = images
+        self.labels: Int32[np.ndarray, " n"] = np.asarray(labels, np.int32)
+        self.images.flags.writeable = False
+        self.labels.flags.writeable = False
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example."""
+        return {"image": self.images[index], "label": int(self.labels[index])}
+
+
+class OnDisk:
+    """Images decoded, and cropped where they are larger than wanted, whenever they are read.
+
+    Attributes:
+        workers: Processes that decode ahead in `Batches.stream`; 0: threads of this one.
+    """
+
+    def __init__(self, place: "_Place", *, label_cache: Path, workers: int) -> None:
+        """Opens the files.
+
+        Args:
+            place: Which examples of which files.
+            label_cache: Folder for arrays of labels.
+            workers: See the class.
+        """
+        import grain
+
+        self.workers = workers
+        self._place, self._label_cache = place, label_cache
+        chosen = place.index()
+        self._index = np.arange(len(place.source())) if chosen is None else chosen
+        self._examples = grain.MapDataset.source(place.source()).map(_Fit(place.image_shape))
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """One example."""
+        return self._examples[int(self._index[index])]
+
+    @cached_property
+    def labels(self) -> Int32[np.ndarray, " n"]:
+        """All labels, read once from the records and then from a small file."""
+        path = self._label_cache / f"{self._place.key()}.npy"
+        if path.exists():
+            return np.load(path)[self._index]
+        source = self._place.source()
+        labels = np.array([source[index]["label"] for index in range(len(source))], np.int32)
+        buffer = io.BytesIO()
+        np.save(buffer, labels)
+        write_atomically(path, buffer.getvalue())
+        return labels[self._index]
 
 
 def prepare(settings: Any, directory: Path) -> DatasetSummary:
@@ -58,22 +136,21 @@ def prepare(settings: Any, directory: Path) -> DatasetSummary:
         What it holds.
 
     Raises:
-        UserError: If a TFDS set is not prepared, or shape and classes are not those of the config.
+        UserError: If a setting does not suit the data set, it cannot be written, or a TFDS set is not prepared.
     """
-    if settings.name in EMBEDDED:
-        _write_embedded(settings, directory / settings.name)
-    sources = {split: open_split(settings, directory, split) for split in SPLITS}
-    shape = tuple(np.asarray(sources["train"][0]["image"]).shape)
-    if shape != tuple(settings.image_shape):
-        raise UserError(f"config.data.image_shape is {tuple(settings.image_shape)}, but {settings.name} has {shape}")
-    names = _class_names(settings, directory)
-    if len(names) != settings.num_classes:
-        raise UserError(f"config.data.num_classes is {settings.num_classes}, but {settings.name} has {len(names)}")
-    sizes = {split: len(source) for split, source in sources.items()}
-    return DatasetSummary(image_shape=shape, num_classes=len(names), class_names=tuple(names), sizes=sizes)
+    wanted = embedded.find(settings)
+    if wanted:
+        embedded.write(wanted, Path(directory))
+    places = {split: _place(settings, Path(directory), split) for split in SPLITS}
+    return DatasetSummary(
+        image_shape=tuple(settings.image_shape),
+        num_classes=settings.num_classes,
+        class_names=tuple(places["train"].builder().info.features["label"].names),
+        sizes={split: place.size() for split, place in places.items()},
+    )
 
 
-def open_split(settings: Any, directory: Path, split: str) -> Source:
+def open_split(settings: Any, directory: Path, split: str) -> InMemory | OnDisk:
     """Opens a split.
 
     Args:
@@ -82,145 +159,144 @@ def open_split(settings: Any, directory: Path, split: str) -> Source:
         split: "train", "validation" or "test".
 
     Returns:
-        Random access to its examples; decoded once and kept in memory if `settings.in_memory`.
+        Random access to its examples: decoded once and kept if `settings.in_memory`, otherwise decoded when read.
 
     Raises:
-        UserError: If the split is unknown or the data set is not there.
+        UserError: If the split is unknown, or the data set is missing or damaged.
     """
-    if split not in SPLITS:
-        raise UserError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
-    if settings.name in EMBEDDED:
-        from jaxdrl.data import builders
-
-        folder = directory / settings.name
-        if not (folder / "complete.json").exists():
-            raise UserError(f"{folder} holds no prepared data set; run `jaxdrl run`, which prepares it")
-        source: Source = builders.open_source(folder, split)
-    else:
-        source = _open_tfds(settings, directory, split)
-    return InMemory(source) if settings.in_memory else source
+    place = _place(settings, Path(directory), split)
+    if settings.in_memory:
+        return _decoded(place)
+    return OnDisk(place, label_cache=Path(directory) / ".labels", workers=settings.workers)
 
 
-class InMemory:
-    """A source decoded once: [n, h, w, c] and [n], with vectorised access."""
+def load_arrays(source: Source) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
+    """Reads a whole split.
 
-    def __init__(self, source: Source) -> None:
-        """Decodes every example.
+    Args:
+        source: From `open_split`.
 
-        Args:
-            source: Any source.
-        """
-        examples = [source[index] for index in range(len(source))]
-        self.images = np.stack([np.asarray(example["image"]) for example in examples])
-        self.labels = np.array([int(example["label"]) for example in examples], np.int32)
-
-    def __len__(self) -> int:
-        """How many."""
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example."""
-        return {"image": self.images[index], "label": int(self.labels[index])}
+    Returns:
+        (images, labels); read-only where the source is in memory.
+    """
+    held = source if isinstance(source, InMemory) else _decode(source)
+    return held.images, held.labels
 
 
-class Selected:
-    """Some examples of a source, cropped to a shape where they are larger."""
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Examples of a TFDS split on disk. Hashable: it stands for their content.
 
-    def __init__(self, source: Source, index: np.ndarray, image_shape: tuple[int, ...]) -> None:
-        """Keeps the choice.
+    Attributes:
+        folder: Of the ArrayRecord files.
+        written: When, in nanoseconds, so that a set written anew is another one.
+        tfds_split: Split in TFDS's sense.
+        cut: (seed, fraction, "train" | "validation"), or None for all examples.
+        image_shape: That images must have in the end.
+    """
 
-        Args:
-            source: Any source.
-            index: Which examples.
-            image_shape: What an image must have in the end.
-        """
-        self._source, self._index, self._shape = source, index, tuple(image_shape)
+    folder: Path
+    written: int
+    tfds_split: str
+    cut: tuple[int, float, str] | None
+    image_shape: tuple[int, ...]
 
-    def __len__(self) -> int:
-        """How many."""
-        return len(self._index)
+    def builder(self) -> Any:
+        import tensorflow_datasets as tfds
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """One example."""
-        example = self._source[int(self._index[index])]
-        image = np.asarray(example["image"])
-        if image.shape != self._shape and self._shape[0] == self._shape[1] and image.shape[-1] == self._shape[-1]:
+        return tfds.builder_from_directory(str(self.folder))
+
+    def source(self) -> Any:
+        """Images are left encoded: which library TFDS decodes with depends on what is installed."""
+        import tensorflow_datasets as tfds
+
+        builder = self.builder()
+        source = builder.as_data_source(split=self.tfds_split, decoders={"image": tfds.decode.SkipDecoding()})
+        if len(source) != builder.info.splits[self.tfds_split].num_examples:
+            raise ValueError(f"{self.tfds_split} has {len(source)} records")
+        return source
+
+    def index(self) -> np.ndarray | None:
+        if self.cut is None:
+            return None
+        size = self.builder().info.splits[self.tfds_split].num_examples
+        return external.cut(size, *self.cut)
+
+    def size(self) -> int:
+        index = self.index()
+        return self.builder().info.splits[self.tfds_split].num_examples if index is None else len(index)
+
+    def key(self) -> str:
+        content = f"{self.folder.resolve()} {self.written} {self.tfds_split}"
+        return hashlib.sha256(content.encode()).hexdigest()[:24]
+
+
+class _Fit:
+    """A Grain map: decodes the image and crops it to the wanted shape; {"image", "label"} alone are kept."""
+
+    def __init__(self, image_shape: tuple[int, ...]) -> None:
+        self._shape = image_shape
+
+    def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
+        from PIL import Image
+
+        channels = self._shape[2]
+        with Image.open(io.BytesIO(example["image"])) as picture:
+            image = np.asarray(picture.convert("L" if channels == 1 else "RGB"))
+        image = image.reshape(*image.shape[:2], channels)
+        if image.shape != self._shape:
             image = centre_crop(image, self._shape[0])
         return {"image": image, "label": int(example["label"])}
 
 
-def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """ADM's crop: halve with a box filter while the short side is twice too long, bicubic to size, cut the middle.
-
-    Args:
-        image: uint8 [h, w, 3].
-        size: Side of the result.
-
-    Returns:
-        uint8 [size, size, 3]. Source: openai/guided-diffusion image_datasets.py, center_crop_arr.
-    """
-    from PIL import Image
-
-    picture = Image.fromarray(image)
-    while min(picture.size) >= 2 * size:
-        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
-    scale = size / min(picture.size)
-    picture = picture.resize((round(picture.width * scale), round(picture.height * scale)), Image.Resampling.BICUBIC)
-    array = np.asarray(picture)
-    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
-    return array[top : top + size, left : left + size]
-
-
-def _write_embedded(settings: Any, folder: Path) -> None:
-    from jaxdrl.data import builders
-
-    stamp = {key: _plain(settings[key]) for key in ("name", "image_shape", "split_seed", "validation_fraction", "examples_per_class")}
-    marker = folder / "complete.json"
-    if marker.exists():
-        if json.loads(marker.read_text()) != stamp:
-            raise UserError(f"{folder} was prepared with other config.data settings; choose another config.data.directory")
-        return
-    # A killed preparation leaves files without the marker: they are thrown away and written again.
-    shutil.rmtree(folder, ignore_errors=True)
+def _place(settings: Any, directory: Path, split: str) -> _Place:
+    if split not in SPLITS:
+        raise UserError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
+    wanted = embedded.find(settings)
+    folder = wanted.folder(directory) if wanted else external.locate(settings, directory)
+    if not folder.is_dir():
+        raise UserError(f"{folder} holds no prepared {settings.name}; `jaxdrl run` prepares it")
+    shape = tuple(settings.image_shape)
     try:
-        builders.write(settings, folder)
-    except ValueError as error:
-        raise UserError(f"config.data: {error}") from error
-    write_atomically(marker, json.dumps(stamp).encode())
-
-
-def _open_tfds(settings: Any, directory: Path, split: str) -> Source:
-    try:
-        import tensorflow_datasets as tfds
-
-        builder = tfds.builder(settings.name, data_dir=str(directory) if settings.directory else None)
-        available = builder.info.splits
-        held_out = next(part for part in ("test", "validation") if part in available)
-        source = builder.as_data_source(split="train" if split != "test" else held_out)
+        written = (folder / "dataset_info.json").stat().st_mtime_ns
+        place = _Place(folder=folder, written=written, tfds_split=split, cut=None, image_shape=shape)
+        info = place.builder().info
     except Exception as error:
-        raise UserError(
-            f"config.data.name={settings.name!r}: no prepared TFDS set in {directory if settings.directory else 'the TFDS folder'} "
-            f"({type(error).__name__}); pip install -e '.[tfds]' and "
-            f"`tfds build {settings.name} --file_format=array_record`, or set config.data.directory"
-        ) from error
-    index = np.arange(len(source))
-    if split != "test":
-        order = np.random.default_rng(settings.split_seed).permutation(len(source))
-        cut = round(len(source) * settings.validation_fraction)
-        index = np.sort(order[:cut] if split == "validation" else order[cut:])
-    return Selected(source, index, tuple(settings.image_shape))
+        raise _damaged(folder, error) from error
+    if wanted:
+        return place
+    external.check(settings, info)
+    tfds_split, cut = external.part(settings, split, {name: _labelled(place, name) for name in info.splits})
+    return _Place(folder=folder, written=written, tfds_split=tfds_split, cut=cut, image_shape=shape)
 
 
-def _class_names(settings: Any, directory: Path) -> list[str]:
-    if settings.name in EMBEDDED:
-        from jaxdrl.data import builders
+def _labelled(place: _Place, tfds_split: str) -> bool:
+    """Whether labels are given: TFDS stores -1 for withheld ones."""
+    part = _Place(folder=place.folder, written=place.written, tfds_split=tfds_split, cut=None, image_shape=())
+    try:
+        source = part.source()
+        return len(source) > 0 and int(source[0]["label"]) >= 0
+    except Exception as error:
+        raise _damaged(place.folder, error) from error
 
-        return builders.class_names(settings)
-    import tensorflow_datasets as tfds
 
-    builder = tfds.builder(settings.name, data_dir=str(directory) if settings.directory else None)
-    return list(builder.info.features["label"].names)
+@lru_cache(maxsize=3)
+def _decoded(place: _Place) -> InMemory:
+    """Decodes once a process: the stages of a run open the same splits again and again."""
+    try:
+        return _decode(OnDisk(place, label_cache=Path(), workers=0))
+    except Exception as error:
+        raise _damaged(place.folder, error) from error
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple | list) else value
+def _decode(source: Source) -> InMemory:
+    if not len(source):
+        raise UserError("the split is empty; give it more examples")
+    examples = [source[index] for index in range(len(source))]
+    images = np.stack([np.asarray(example["image"]) for example in examples])
+    return InMemory(images, np.array([example["label"] for example in examples], np.int32))
+
+
+def _damaged(folder: Path, error: Exception) -> UserError:
+    detail = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return UserError(f"{folder} is damaged ({detail}); delete the folder and prepare the data set again")

@@ -1,6 +1,12 @@
-"""Generated images of any shape: coloured blobs whose place depends on the class. For `tiny` forms and tests."""
+"""Generated images of any shape: blobs whose place tells the class. For `tiny` recipes and tests."""
 
 import numpy as np
+
+from jaxdrl.data.order import Purpose, random_words
+
+DESCRIPTION = "Blobs of random colour and size on black, with noise; the angle of the blob from the middle tells the class."
+LICENCE = "Generated; CC0."
+_SPLITS = ("train", "validation", "test")
 
 
 def splits(
@@ -17,18 +23,27 @@ def splits(
     Returns:
         "train", "validation", "test" -> (uint8 [n, h, w, c], int64 labels).
     """
-    height, width, channels = image_shape
-    rows, columns = np.mgrid[0:height, 0:width]
     result = {}
-    for number, (split, count) in enumerate([("train", per_class), ("validation", max(per_class // 5, 1)), ("test", per_class)]):
-        rng = np.random.default_rng([seed, number])
+    for number, split in enumerate(_SPLITS):
+        count = max(per_class // 5, 1) if split == "validation" else per_class
         labels = np.repeat(np.arange(num_classes), count)
-        angle = 2 * np.pi * labels / num_classes + rng.normal(0, 0.15, len(labels))
-        y, x = height * (0.5 + 0.25 * np.sin(angle)), width * (0.5 + 0.25 * np.cos(angle))
-        radius = height * rng.uniform(0.12, 0.2, len(labels))
-        square = (rows - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2
-        blob = np.exp(-square / (2 * radius[:, None, None] ** 2))[..., None]
-        colour = rng.uniform(100, 255, (len(labels), 1, 1, channels))
-        noise = rng.normal(0, 6, (len(labels), *image_shape))
-        result[split] = (np.clip(blob * colour + noise, 0, 255).astype(np.uint8), labels)
+        result[split] = (_draw(seed, number, labels, num_classes, image_shape), labels)
     return result
+
+
+def _draw(seed: int, number: int, labels: np.ndarray, num_classes: int, shape: tuple[int, int, int]) -> np.ndarray:
+    """uint8 [n, h, w, c]."""
+    height, width, channels = shape
+    rows, columns = np.mgrid[0:height, 0:width]
+    sizes = (len(labels), len(labels), len(labels) * channels, len(labels) * height * width * channels)
+    uniform = [
+        random_words(seed, Purpose.CROPS, size, major=number, minor=minor) / 2.0**64 for minor, size in enumerate(sizes)
+    ]
+    angle = 2 * np.pi * (labels + 0.6 * (uniform[0] - 0.5)) / num_classes
+    y, x = height * (0.5 + 0.25 * np.sin(angle)), width * (0.5 + 0.25 * np.cos(angle))
+    radius = height * (0.12 + 0.08 * uniform[1])
+    square = (rows - y[:, None, None]) ** 2 + (columns - x[:, None, None]) ** 2
+    blob = np.exp(-square / (2 * radius[:, None, None] ** 2))[..., None]
+    colour = 100 + 155 * uniform[2].reshape(-1, 1, 1, channels)
+    noise = 20 * (uniform[3].reshape(-1, *shape) - 0.5)
+    return np.clip(blob * colour + noise, 0, 255).astype(np.uint8)

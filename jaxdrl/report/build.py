@@ -58,15 +58,3 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def headline(report: dict[str, Any]) -> str:
-    """One sentence that says what happened, from the numbers alone.
-
-    Args:
-        report: As in `report.json`.
-
-    Returns:
-        Plain text.
-    """
-    return page.headline(report)

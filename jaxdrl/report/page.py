@@ -1,11 +1,206 @@
-"""report.html: minimal."""
+"""report.html: one file without scripts or requests; what happened, the pictures, the numbers, the curves."""
+
+import base64
+import html
+import json
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from jaxdrl import samples_file
+from jaxdrl.report import charts, table
+
+SPACE_NAMES = {"reward": "reward space", "judge": "judge space", "pixels": "pixels"}
 
 
-def headline(report):
-    """x."""
-    return ""
+def render(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], arrays: Mapping[str, np.ndarray]) -> str:
+    """Writes the page.
+
+    Args:
+        report: As in `report.json`.
+        metrics: Lines of `metrics.jsonl`.
+        arrays: `report_arrays.safetensors` of the evaluate stage.
+
+    Returns:
+        HTML.
+    """
+    style = (resources.files("jaxdrl.report") / "style.css").read_text()
+    sections = [
+        f"<h1>{html.escape(str(report['config']['name']))}</h1><p class='lead'>{html.escape(headline(report))}</p>",
+        _grids(report, arrays),
+        "<h2>The distances</h2>" + _table(report) + _reading(report),
+        "<h2>What the reward saw</h2><div class='charts'>" + "".join(_clouds(arrays)) + "</div>",
+        "<h2>Is the base converged?</h2>" + _plateau(report, metrics),
+        "<h2>How each stage went</h2><div class='charts'>" + "".join(_curves(metrics)) + "</div>",
+        _details(report),
+    ]
+    return (
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<title>jaxdrl: {html.escape(str(report['config']['name']))}</title><style>{style}</style></head><body><main>"
+        + "\n".join(sections)
+        + "</main></body></html>\n"
+    )
 
 
-def render(report, metrics, arrays):
-    """x."""
-    return "<html></html>"
+def headline(report: Mapping[str, Any]) -> str:
+    """One sentence that says what happened, from the numbers alone.
+
+    Args:
+        report: As in `report.json`.
+
+    Returns:
+        Plain text; a change of less than two standard errors is called no clear change.
+    """
+    said = []
+    for space, title in SPACE_NAMES.items():
+        values, errors = report["spaces"][space], report["spaces_se"][space]
+        change = 100 * table.excess_change(report["spaces"], space, "tuned")
+        noise = 2 * (errors["tuned"] ** 2 + errors["base"] ** 2) ** 0.5
+        if abs(values["tuned"] - values["base"]) < noise:
+            said.append(f"no clear change in {title}" if space == "pixels" else f"no clear change in the {title}")
+        else:
+            word = "smaller" if change < 0 else "LARGER"
+            said.append(f"{abs(change):.0f} % {word} in {title if space == 'pixels' else 'the ' + title}")
+    text = "After Discriminator-Guided RL the distance to real images, above the floor of real data itself, is " + "; ".join(said)
+    judge = report["spaces"]["judge"]
+    if "longer_pretraining" in judge:
+        better = judge["tuned"] < judge["longer_pretraining"]
+        text += ". Pretraining continued for the same compute is " + ("worse" if better else "as good or better") + " in the judge space"
+    return text + "."
+
+
+def _grids(report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    titles = {"grid_base": "base", "grid_tuned": "after DRL", "grid_real": "real images"}
+    figures = []
+    for name, title in titles.items():
+        if name not in arrays:
+            continue
+        images = arrays[name]
+        rows = [images[start : start + 8] for start in range(0, len(images), 8)]
+        picture = base64.b64encode(samples_file.png(samples_file.grid(rows), 6 if images.shape[1] <= 16 else 2)).decode()
+        figures.append(f"<figure><figcaption>{title}</figcaption><img alt='{title}' src='data:image/png;base64,{picture}'></figure>")
+    names = report["stages"].get("data", {}).get("class_names", [])
+    classes = f" Rows are classes: {html.escape(', '.join(map(str, names)))}." if names else ""
+    return (
+        "<h2>The same noise, before and after</h2><p class='soft'>Each image of the middle grid comes from the same noise and "
+        f"label as its neighbour in the first.{classes}</p><div class='grids'>" + "".join(figures) + "</div>"
+    )
+
+
+def _table(report: Mapping[str, Any]) -> str:
+    head, body = table.cells(dict(report))
+    titles = {title: row for row, title in table.ROWS.items()}
+    lines = ["<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"]
+    for line in body:
+        row = titles[line[0]]
+        cells = [f"<td>{html.escape(line[0])}</td>"]
+        for column, text in enumerate(line[1:]):
+            value, _, change = text.partition(" (")
+            shown = html.escape(value).replace(" ±", " <small>±") + ("</small>" if "±" in value else "")
+            if change and column < len(table.SPACES):
+                better = table.excess_change(report["spaces"], table.SPACES[column], row) < 0
+                shown += f" <span class='{'good' if better else 'bad'}'>{html.escape(change.rstrip(')'))}</span>"
+            cells.append(f"<td>{shown}</td>")
+        lines.append(f"<tr class='{'main' if row == 'tuned' else ''}'>" + "".join(cells) + "</tr>")
+    return "<div class='scroll'><table>" + "".join(lines) + "</table></div>"
+
+
+def _reading(report: Mapping[str, Any]) -> str:
+    ess, means = report["ess"], report["reward_mean"]
+    rows = [
+        f"Fréchet distances (FD) of {report['samples']} guidance-free samples to the {report['split']} images, ± their bootstrap "
+        "standard error; the percentage is the change of the excess over the floor, which is the distance between two halves of "
+        "the real data. The <b>reward space</b> is the one that the discriminator looks through, so its improvement is expected; "
+        "the <b>judge space</b> and the <b>pixels</b> had no part in training. Precision, recall and coverage are taken in the judge "
+        "space. Copies: samples closer to a training image than 95 % of the held-out images are.",
+        "The <b>ideal tilt</b> is what solving the RL problem exactly would give: base samples resampled in proportion to "
+        "exp(λ r). It is limited by this discriminator and by what the base can produce. Mean reward: base "
+        f"{means['base']:.3f}, tuned {means['tuned']:.3f}, ideal {means['ideal_tilt']:.3f}, data {means['data']:.3f}; the tuned model "
+        f"covers <b>{100 * report['ideal_share']:.0f} %</b> of the ideal shift. Effective sample size of the tilt: {ess['mean']:.2f}.",
+    ]
+    control, guidance = report.get("control") or {}, report.get("guidance") or {}
+    if "total_steps" in control:
+        rows.append(
+            f"Controls: <b>longer pretraining</b> goes on for {control['steps']} more steps, the operations that discriminator and RL "
+            "took together; <b>best guidance</b> is the scale and interval with the least judge distance to the validation images ("
+            + "; ".join(f"{'DRL' if 'tuned' in name else 'base'}: {g['scale']:g} on {g['interval']}" for name, g in guidance.items())
+            + "), and costs two evaluations a step."
+        )
+    else:
+        rows.append("The controls (longer pretraining, best guidance) were switched off for this run.")
+    return "".join(f"<p>{row}</p>" for row in rows)
+
+
+def _clouds(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    figures = []
+    for space in ("reward", "judge"):
+        clouds = {row: arrays[f"pca_{space}_{row}"] for row in ("data", "base", "tuned") if f"pca_{space}_{row}" in arrays}
+        if clouds:
+            figures.append(charts.scatter(f"Features in the {space} space", clouds))
+    logits = {row: arrays[f"logits_{row}"] for row in ("real", "base", "tuned") if f"logits_{row}" in arrays}
+    if logits:
+        figures.append(charts.histogram("The discriminator's logit", "logit (> 0: looks real)", logits))
+    return figures
+
+
+def _plateau(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
+    points = [line for line in metrics if line["stage"] == "pretrain" and "judge_frechet" in line]
+    if points:
+        steps = [line["step"] for line in points]
+        curves = [
+            charts.lines(f"Pretraining, {title}", "step", "FD to validation", {"FD": (steps, [line[f"{s}_frechet"] for line in points])})
+            for s, title in SPACE_NAMES.items()
+        ]
+        chart = "<div class='charts'>" + "".join(curves) + "</div>"
+    else:
+        chart = "<p class='soft'>This run started from the base in the package; its curve is in docs/results.md.</p>"
+    judge = report["spaces"]["judge"]
+    if "longer_pretraining" not in judge:
+        return chart
+    change = 100 * (judge["longer_pretraining"] / judge["base"] - 1)
+    verdict = "met" if change > -5 else "NOT met"
+    return chart + (
+        f"<p>The plateau test, that pretraining continued for DRL's compute improves the judge distance by less than 5 %, is "
+        f"<b>{verdict}</b>: it changed by {change:+.1f} %.</p>"
+    )
+
+
+def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
+    wanted = [
+        ("encoders.reward", "Reward encoder (DINO)", "step", "loss", ["loss"]),
+        ("encoders.judge", "Judge encoder (SimCLR)", "step", "loss", ["loss"]),
+        ("pretrain", "Pretraining", "step", "flow-matching loss", ["loss"]),
+        ("discriminator", "Discriminator", "step", "loss", ["loss_train", "loss_validation"]),
+        ("discriminator", "Discriminator's accuracy", "step", "share right", ["accuracy", "accuracy_validation"]),
+        ("posttrain", "Reward in training", "refresh", "mean logit", ["reward_mean"]),
+        ("posttrain", "Control energy", "refresh", "KL estimate, nats", ["control_energy"]),
+        ("posttrain", "Adjoint norm by time", "refresh", "mean norm", [f"adjoint_norm_t{q}" for q in ("0.00", "0.25", "0.50", "0.75")]),
+        ("posttrain", "Loss of Adjoint Matching", "refresh", "loss", ["loss"]),
+        ("posttrain", "Masked trajectories", "refresh", "share", ["masked_share"]),
+        ("posttrain", "Gradient norm", "refresh", "norm", ["gradient_norm"]),
+        ("posttrain", "Speed", "refresh", "images/s", ["images_per_second"]),
+    ]
+    figures = []
+    for stage, title, x_label, y_label, names in wanted:
+        series = {}
+        for name in names:
+            points = [(line["step"], line[name]) for line in metrics if line["stage"] == stage and name in line]
+            if points:
+                series[name] = tuple(zip(*points, strict=True))
+        if series:
+            figures.append(charts.lines(title, x_label, y_label, series))
+    return figures
+
+
+def _details(report: Mapping[str, Any]) -> str:
+    seconds = report["seconds"]
+    rows = "".join(f"<tr><td>{html.escape(stage)}</td><td>{value:.0f}</td></tr>" for stage, value in seconds.items())
+    kept = {key: report[key] for key in ("config", "stages", "versions")}
+    return (
+        "<h2>Cost and settings</h2><div class='scroll'><table style='min-width:14rem'><tr><th>stage</th><th>seconds</th></tr>"
+        f"{rows}<tr class='main'><td>all</td><td>{sum(seconds.values()):.0f}</td></tr></table></div>"
+        f"<details><summary>Config, results of the stages, versions</summary><pre>{html.escape(json.dumps(kept, indent=2))}</pre></details>"
+    )

@@ -53,10 +53,10 @@ def init(key: Key[Array, ""], feature_dim: int, num_classes: int, *, width: int 
         "bias": jnp.zeros(num_classes),
     }
     if head == "mlp2":
-        params["blocks"] = [
-            {"up": dense(keys[1 + 2 * i], feature_dim, width), "down": 0.1 * dense(keys[2 + 2 * i], width, feature_dim)}
+        params["blocks"] = {
+            str(i): {"up": dense(keys[1 + 2 * i], feature_dim, width), "down": 0.1 * dense(keys[2 + 2 * i], width, feature_dim)}
             for i in range(2)
-        ]
+        }
     return params
 
 
@@ -71,7 +71,7 @@ def logits(params: PyTree, features: Float[Array, "batch dim"], labels: Int[Arra
     Returns:
         float32 [batch]: positive where the head believes in data.
     """
-    for block in params.get("blocks", ()):
+    for _, block in sorted(params.get("blocks", {}).items()):
         features = features + jax.nn.gelu(features @ block["up"], approximate=False) @ block["down"]
     h = features @ params["projection"]  # (1)
     joint = params["weight"] + params["embedding"][labels]

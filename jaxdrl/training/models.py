@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 from ml_collections import ConfigDict
 
@@ -158,4 +160,4 @@ def reward(config: ConfigDict, encoder_params: PyTree, head: PyTree) -> Callable
 def _load(path: Path, stage: str) -> PyTree:
     if not path.exists():
         raise UserError(f"{path} is missing; run `jaxdrl {stage if stage != 'longer' else 'run'} --workdir={path.parent.parent}`")
-    return files.load_tree(path)
+    return jax.tree.map(jnp.asarray, files.load_tree(path))

@@ -27,7 +27,7 @@ def named_leaves(tree: PyTree) -> dict[str, np.ndarray]:
         "a/b/0" -> array.
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {"/".join(_part(key) for key in path): np.ascontiguousarray(leaf) for path, leaf in leaves}
+    return {"/".join(_part(key) for key in path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
 def save_tree(path: Path, tree: PyTree, metadata: Mapping[str, str] | None = None) -> None:

@@ -73,7 +73,7 @@ def test_the_projection_form_of_the_logit():
 
 def test_mlp2_adds_two_residual_blocks_that_matter():
     params = discriminator.init(jax.random.key(0), 4, 3, width=6, head="mlp2")
-    assert [block["up"].shape for block in params["blocks"]] == [(4, 6), (4, 6)]
+    assert [block["up"].shape for block in params["blocks"].values()] == [(4, 6), (4, 6)]
     params = jax.tree.map(lambda p: p + 1.0, params)
     features, labels = jax.random.normal(jax.random.key(2), (5, 4)), jnp.zeros(5, jnp.int32)
     plain = {name: part for name, part in params.items() if name != "blocks"}

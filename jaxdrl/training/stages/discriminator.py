@@ -117,7 +117,7 @@ def _train(run: Run, held_out: Pairs) -> State:
             checkpoints.save_when_due(step, current, flush=writer.flush)
             progress.update(step, loss=metrics["loss_validation"], accuracy=metrics["accuracy_validation"])
         checkpoints.wait()
-    return jax.device_get(current)
+    return current
 
 
 def _compiled(config: ConfigDict):

@@ -1,0 +1,31 @@
+"""Shared settings: CPU only, a persistent compilation cache, and no logging noise."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path.home() / ".cache" / "jaxdrl-tests"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import pytest
+
+from jaxdrl import cli
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory):
+    """A finished run of the digits' tiny form, shared by all tests that only read it."""
+    workdir = tmp_path_factory.mktemp("tiny") / "run"
+    assert cli.main(["run", f"--config={ROOT}/configs/drl_digits.py:tiny", f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+@pytest.fixture(autouse=True)
+def highest_precision():
+    """Matmuls in full float32, wherever the tests run."""
+    with jax.default_matmul_precision("highest"):
+        yield

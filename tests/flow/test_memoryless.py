@@ -1,0 +1,124 @@
+"""The memoryless SDE and its lean adjoint against closed forms (identities of arXiv 2606.19162 and 2409.08861)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxdrl.flow import ode
+from jaxdrl.flow.memoryless import Schedule, lean_adjoint, rollout
+from tests.flow.gaussians import gaussian_velocity, mixture_velocity
+
+SAMPLES = 100_000
+
+
+def _roll(velocity, schedule, shape, seed=0):
+    noise_key, key = jax.random.split(jax.random.key(seed))
+    noise = jax.random.normal(noise_key, shape)
+    return jax.jit(lambda noise: rollout(velocity, noise, key, schedule))(noise)
+
+
+# Monte-Carlo error of a standard deviation from 1e5 samples: 0.7 / sqrt(2e5) = .0016.
+@pytest.mark.parametrize(
+    ("integrator", "steps", "expected"),
+    [("local_linear", 50, 0.703), ("local_linear", 100, 0.702), ("euler_maruyama", 50, 0.721), ("euler_maruyama", 100, 0.711)],
+)
+def test_terminal_spread_of_gaussian_data(integrator, steps, expected):
+    schedule = Schedule(num_steps=steps, integrator=integrator)
+    states, _ = _roll(gaussian_velocity(0.0, 0.7), schedule, (SAMPLES, 1))
+    assert abs(float(states[-1].std()) - expected) < 0.005
+
+
+def _mixture():
+    return mixture_velocity([0.3, 0.7], [[-1.2], [0.8]], [0.35, 0.25])
+
+
+def _wasserstein(samples, seed=5):
+    rng = np.random.default_rng(seed)
+    pick = rng.random(len(samples)) < 0.3
+    data = np.where(pick, -1.2 + 0.35 * rng.normal(size=len(samples)), 0.8 + 0.25 * rng.normal(size=len(samples)))
+    return np.abs(np.sort(samples) - np.sort(data)).mean()
+
+
+@pytest.mark.parametrize("steps", [10, 25])
+def test_local_linear_is_closer_and_never_wider_than_the_noise(steps):
+    found = {}
+    for integrator in ("local_linear", "euler_maruyama"):
+        states, _ = _roll(_mixture(), Schedule(num_steps=steps, integrator=integrator), (SAMPLES, 1))
+        found[integrator] = (_wasserstein(np.asarray(states[-1, :, 0])), float(states.std(axis=1).max()))
+    assert found["local_linear"][0] < 0.6 * found["euler_maruyama"][0]
+    assert found["local_linear"][1] < 1.03 and found["euler_maruyama"][1] > 1.3
+
+
+def test_state_norms_follow_the_ode():
+    velocity, steps = gaussian_velocity(0.5, 0.6), 100
+    schedule = Schedule(num_steps=steps)
+    states, _ = _roll(velocity, schedule, (20_000, 4))
+    noise = jax.random.normal(jax.random.key(9), (20_000, 4))
+    path = ode.integrate(velocity, noise, ode.uniform_grid(steps))
+    norm = lambda x: jnp.linalg.norm(x, axis=-1).mean(axis=-1)  # noqa: E731
+    np.testing.assert_allclose(norm(states)[5:], norm(path)[5:], rtol=0.05)
+    euler, _ = _roll(velocity, Schedule(num_steps=steps, integrator="euler_maruyama"), (20_000, 4))
+    assert float((norm(euler) / norm(path))[1:10].max()) > 1.3
+
+
+def _linear(matrix):
+    return lambda x, t: x @ matrix.T * (1 + t[:, None])
+
+
+@pytest.mark.parametrize("integrator", ["local_linear", "euler_maruyama"])
+def test_adjoint_against_an_independent_recursion(integrator):
+    """With v = (1 + t) M x the Jacobian is (1 + t) M, and (8), (9) can be run by hand in NumPy."""
+    steps, dim = 7, 3
+    matrix = np.asarray(jax.random.normal(jax.random.key(0), (dim, dim)))
+    schedule = Schedule(num_steps=steps, integrator=integrator)
+    states, _ = _roll(_linear(matrix), schedule, (2, dim))
+    terminal = jax.random.normal(jax.random.key(1), (2, dim))
+    adjoints, values = lean_adjoint(_linear(matrix), states, terminal, schedule)
+    step, current = 1 / steps, np.asarray(terminal, np.float64)
+    for k in reversed(range(steps)):
+        after = (k + 1) / steps
+        pulled = (1 + after) * current @ matrix
+        if integrator == "local_linear":
+            ratio = (k / steps + step) / (after + step)
+            current = ratio * (current + 2 * step * pulled)
+        else:
+            current = current + step * (2 * pulled - current / (after + step))
+        np.testing.assert_allclose(adjoints[k], current, rtol=1e-4, atol=1e-5)
+    fresh = [_linear(matrix)(states[k], jnp.full(2, k / steps)) for k in range(steps)]
+    np.testing.assert_allclose(values, np.stack(fresh), rtol=1e-6, atol=1e-6)
+
+
+def test_adjoint_is_linear_in_its_terminal_value():
+    schedule = Schedule(num_steps=12)
+    states, _ = _roll(_mixture(), schedule, (50, 1))
+    first, second = jax.random.normal(jax.random.key(3), (2, 50, 1))
+    solve = lambda terminal: lean_adjoint(_mixture(), states, terminal, schedule)[0]  # noqa: E731
+    together = solve(2.0 * first - 0.5 * second)
+    np.testing.assert_allclose(together, 2.0 * solve(first) - 0.5 * solve(second), rtol=2e-6, atol=2e-6)
+
+
+def test_rollout_returns_the_velocities_it_used():
+    schedule = Schedule(num_steps=5)
+    states, velocities = _roll(_mixture(), schedule, (8, 1))
+    for k in range(5):
+        np.testing.assert_allclose(velocities[k], _mixture()(states[k], jnp.full(8, k / 5)), atol=1e-5)
+    np.testing.assert_allclose(states[-1], states[-2] + 0.2 * velocities[-1], atol=1e-6)
+
+
+def test_printed_coefficients():
+    """(3) to (5) at K = 4, k = 1, worked out by hand: u = 1/2, 3/4."""
+    phi, omega, noise = Schedule(num_steps=4).forward_coefficients()[1]
+    assert phi == pytest.approx(2 / 3) and omega == pytest.approx(0.75 * 5 / 9)
+    assert noise**2 == pytest.approx(1.5 * 5 / 9 - (2 / 3) * (0.75 - 4 / 9 * 0.5))
+    gain = Schedule(num_steps=4).gain
+    assert gain[1] ** 2 == pytest.approx(2 * (0.75 + 0.25) / 0.5)
+    assert Schedule(num_steps=4, gain_eps=0.0).gain[1] ** 2 == pytest.approx(2 * 0.75 / 0.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_steps", 1), ("integrator", "heun"), ("gain_eps", -0.1)]
+)
+def test_bad_schedules_are_refused(field, value):
+    with pytest.raises(ValueError, match=field):
+        Schedule(**{"num_steps": 10, field: value})
