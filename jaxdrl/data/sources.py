@@ -7,9 +7,9 @@ ArrayRecord (`external.py`). Both are read by the same code: a TFDS data source 
 import hashlib
 import io
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -22,6 +22,7 @@ from jaxdrl.weights.files import write_atomically
 SPLITS = embedded.SPLITS
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to labelled images."""
 
@@ -33,8 +34,7 @@ class Source(Protocol):
         """{"image": uint8 [h, w, c], "label": int}."""
         ...
 
-    @property
-    def labels(self) -> Int32[np.ndarray, " n"]:
+    def read_labels(self) -> Int32[np.ndarray, " n"]:
         """All labels, without decoding an image."""
         ...
 
@@ -79,6 +79,10 @@ class InMemory:
         """One example."""
         return {"image": self.images[index], "label": int(self.labels[index])}
 
+    def read_labels(self) -> Int32[np.ndarray, " n"]:
+        """All labels."""
+        return self.labels
+
 
 class OnDisk:
     """Images decoded, and cropped where they are larger than wanted, whenever they are read.
@@ -111,8 +115,7 @@ class OnDisk:
         """One example."""
         return self._examples[int(self._index[index])]
 
-    @cached_property
-    def labels(self) -> Int32[np.ndarray, " n"]:
+    def read_labels(self) -> Int32[np.ndarray, " n"]:
         """All labels, read once from the records and then from a small file."""
         path = self._label_cache / f"{self._place.key()}.npy"
         if path.exists():

@@ -58,7 +58,7 @@ def _train(run: Run, which: str) -> Any:
     objective, network = OBJECTIVES[settings.objective], models.encoder(config, which)
     keys = jax.random.split(stage_key(config.seed, f"encoders/{which}"), 3)
     optimizer, _ = train_state.make_optimizer(
-        learning_rate=settings.learning_rate, warmup_steps=settings.steps // 20, total_steps=settings.steps, decay="cosine"
+        learning_rate=settings.learning_rate, warmup_steps=settings.steps // 20, total_steps=settings.steps, decay="cosine", grad_clip=1.0
     )
     state = objective.init(keys[0], network.init(keys[1]), network.feature_dim)
     start = (np.zeros((), np.int32), state, optimizer.init(objective.trainable(state)))
