@@ -50,7 +50,7 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.pretrain.ema_decay = 0.9
     config.discriminator.update(width=16, batch_size=20, steps=40, buffer_batches=4, buffer_epochs=5, validate_every=10)
     config.discriminator.sampling_steps = 4
-    config.posttrain.update(num_timesteps=5, buffer_size=20, batch_size=10, refreshes=3, epochs=2, warmup_steps=2)
+    config.posttrain.update(num_timesteps=5, buffer_size=20, rollout_batch=10, batch_size=10, refreshes=3, epochs=2, warmup_steps=2)
     config.evaluate.update(num_samples=100, sampling_steps=4, batch_size=50, tilt_pool=2, guidance_samples=60)
     config.evaluate.update(guidance_scales=(1.5,), guidance_intervals=((0.0, 1.0),), bootstrap=4)
     config.evaluate.update(kernel_subsets=4, kernel_subset_size=30)
@@ -74,9 +74,9 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.pretrain.update(steps=60000, batch_size=64, learning_rate=1e-3, ema_decay=0.9995, curve_every=5000, curve_samples=2000)
     config.discriminator.update(width=64, learning_rate=1e-3, batch_size=256, steps=1600, buffer_batches=16)
     config.discriminator.update(buffer_epochs=10, validate_every=20, patience=15, sampling_steps=25)
-    config.posttrain.update(reward_scale=1.0, num_timesteps=20, gain_eps=0.0, buffer_size=1024, batch_size=256)
-    config.posttrain.update(refreshes=32, epochs=4, learning_rate=3e-4, warmup_steps=50, decay="cosine")
-    config.posttrain.update(grad_clip=1.0, ema_decay=0.99)
+    config.posttrain.update(reward_scale=1.0, num_timesteps=20, gain_eps=0.0, buffer_size=512, batch_size=32)
+    config.posttrain.update(refreshes=24, epochs=3, learning_rate=3e-4, warmup_steps=100, decay="cosine")
+    config.posttrain.update(grad_clip=1.0, ema_decay=0.995, rollout_batch=64)
     config.evaluate.update(num_samples=3000, batch_size=250, tilt_pool=3, guidance_samples=1000)
     return config
 
@@ -127,9 +127,7 @@ def _encoder(name: str, objective: str) -> ml_collections.ConfigDict:
 
 
 def _encoders() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {"reward": _encoder("small-vit", "dino"), "judge": _encoder("small-convnet", "simclr")}
-    )
+    return ml_collections.ConfigDict({"reward": _encoder("small-vit", "dino"), "judge": _encoder("small-convnet", "simclr")})
 
 
 def _backbone() -> ml_collections.ConfigDict:
@@ -199,6 +197,7 @@ def _posttrain() -> ml_collections.ConfigDict:
             "outlier_decay": 0.9,
             "outlier_cap": 5.0,
             "buffer_size": 2304,  # trajectories a refresh
+            "rollout_batch": 0,  # trajectories rolled out at a time; 0: all of the buffer
             "refreshes": 100,
             "epochs": 5,  # over the buffer
             "batch_size": 576,  # trajectories a gradient step

@@ -117,9 +117,7 @@ def collect(
     rewards, pullback = jax.vjp(lambda x: reward(x, labels), states[-1])
     gradient = pullback(jnp.ones_like(rewards))[0]
     terminal = -settings.reward_scale * gradient  # (2)
-    adjoints, base = lean_adjoint(
-        lambda x, t: velocity(base_params, x, t, labels), states, terminal, schedule
-    )
+    adjoints, base = lean_adjoint(lambda x, t: velocity(base_params, x, t, labels), states, terminal, schedule)
     gain = _per_step(schedule.gain, states[:-1])
     targets = base - 0.5 * gain**2 * adjoints  # (5)
     batch_first = lambda values: jax.lax.stop_gradient(jnp.moveaxis(values, 0, 1))  # noqa: E731
@@ -200,9 +198,7 @@ def _evaluate(velocity, params, states, labels, subset, schedule: Schedule):
     """v_theta at the chosen steps of each trajectory: one flat batch for the network."""
     batch, steps = states.shape[:2]
     times = jnp.asarray(schedule.times, jnp.float32)[subset]
-    flat = velocity(
-        params, states.reshape((batch * steps, *states.shape[2:])), jnp.tile(times, batch), jnp.repeat(labels, steps)
-    )
+    flat = velocity(params, states.reshape((batch * steps, *states.shape[2:])), jnp.tile(times, batch), jnp.repeat(labels, steps))
     return flat.reshape(states.shape)
 
 

@@ -1,6 +1,6 @@
 """The TFDS builder of the embedded data sets: ArrayRecord files, written without TensorFlow.
 
-Imported only where a data set is written or read: it needs tensorflow_datasets, which needs a second to import.
+Imported only where a data set is written: it needs tensorflow_datasets, which needs a second to import.
 """
 
 import contextlib
@@ -76,16 +76,3 @@ def write(wanted: EmbeddedSet, directory: Path) -> Path:
     with contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare(download_dir=str(directory / "downloads"))
     return Path(builder.data_path)
-
-
-def open_source(folder: Path, split: str) -> Any:
-    """Opens a written set for random access.
-
-    Args:
-        folder: That holds its files.
-        split: A split of the set.
-
-    Returns:
-        A TFDS data source of {"image", "label"}.
-    """
-    return tfds.builder_from_directory(str(folder)).as_data_source(split=split)

@@ -25,15 +25,17 @@ def locate(settings: Any, directory: Path) -> Path:
     """
     try:
         import tensorflow_datasets as tfds
+        from tensorflow_datasets.core import read_only_builder
     except ImportError as error:
         raise UserError("config.data.name needs tensorflow_datasets: pip install -e '.[tfds]'") from error
     for data_dir in (str(directory), tfds.core.constants.DATA_DIR):
-        folder = tfds.core.load.find_builder_dir(settings.name, data_dir=data_dir)
-        if folder:
-            return Path(folder)
+        try:
+            return Path(read_only_builder.builder_from_files(settings.name, data_dir=data_dir).data_path)
+        except ValueError:  # TFDS's DatasetNotFoundError is one, and so is what it raises for an impossible name.
+            continue
     raise UserError(
-        f"config.data.name={settings.name!r} is neither digits, patches nor synthetic, and no prepared TFDS set of that name lies in "
-        f"{directory} or {tfds.core.constants.DATA_DIR}: pip install -e '.[tfds]', then "
+        f"config.data.name={settings.name!r} is neither digits, patches nor synthetic, and no prepared TFDS set of that name "
+        f"lies in {directory} or {tfds.core.constants.DATA_DIR}: pip install -e '.[tfds]', then "
         f"`tfds build {settings.name} --file_format=array_record --data_dir=DIR` and --config.data.directory=DIR"
     )
 
@@ -70,9 +72,7 @@ def check(settings: Any, info: Any) -> None:
         raise UserError(f"config.data.num_classes is {settings.num_classes}; {name} has {classes}")
 
 
-def part(
-    settings: Any, split: str, labelled: dict[str, bool]
-) -> tuple[str, tuple[int, float, str] | None]:
+def part(settings: Any, split: str, labelled: dict[str, bool]) -> tuple[str, tuple[int, float, str] | None]:
     """Says which examples of which TFDS split make up one of our splits.
 
     Train gives train and, cut from it by `split_seed`, validation; the test split, or where its labels are withheld (as

@@ -45,9 +45,7 @@ def random_words(
     return np.random.Philox(key=key, counter=counter).random_raw(count)
 
 
-def permutation(
-    seed: int, purpose: Purpose, count: int, *, major: int = 0, minor: int = 0
-) -> Int[np.ndarray, " count"]:
+def permutation(seed: int, purpose: Purpose, count: int, *, major: int = 0, minor: int = 0) -> Int[np.ndarray, " count"]:
     """Shuffles 0 .. count-1.
 
     Args:
@@ -119,9 +117,7 @@ class Order:
         rounds, slots = np.divmod(positions, self.num_groups)
         first, last = int(rounds.min()), int(rounds.max())
         blocks = -(-self.num_groups // _WORDS_A_BLOCK)
-        words = random_words(
-            self._seed, Purpose.CLASSES, (last - first + 1) * blocks * _WORDS_A_BLOCK, block=first * blocks
-        )
+        words = random_words(self._seed, Purpose.CLASSES, (last - first + 1) * blocks * _WORDS_A_BLOCK, block=first * blocks)
         keys = words.reshape(last - first + 1, -1)[:, : self.num_groups]
         return np.argsort(keys, axis=1, kind="stable")[rounds - first, slots], rounds
 

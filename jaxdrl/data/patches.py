@@ -30,17 +30,15 @@ _PICTURES = (
 )
 CLASS_NAMES = tuple(name for name, _, _ in _PICTURES)
 DESCRIPTION = (
-    "Crops of ten pictures that ship inside scikit-image and scikit-learn, resized to a short side of 192 pixels; class = picture; "
-    "train, validation and test come from disjoint upright strips 32 pixels wide."
+    "Crops of ten pictures that ship inside scikit-image and scikit-learn, resized to a short side of 192 pixels; class = "
+    "picture; train, validation and test come from disjoint upright strips 32 pixels wide."
 )
 LICENCE = "; ".join(f"{name}: {licence}" for name, _, licence in _PICTURES)
 SHORT_SIDE, STRIP = 192, 32
 _SPLITS = ("train", "validation", "test")
 
 
-def splits(
-    seed: int, per_class: int, image_shape: tuple[int, int, int]
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def splits(seed: int, per_class: int, image_shape: tuple[int, int, int]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Cuts the crops.
 
     Args:
@@ -102,9 +100,7 @@ def origins(
     total = len(chosen) * down * across
     major = label * len(_SPLITS) + _SPLITS.index(split)
     rounds = -(-count // total)
-    places = np.concatenate(
-        [permutation(seed, Purpose.CROPS, total, major=major, minor=minor) for minor in range(rounds)]
-    )
+    places = np.concatenate([permutation(seed, Purpose.CROPS, total, major=major, minor=minor) for minor in range(rounds)])
     strip, rest = np.divmod(places[:count], down * across)
     row, column = np.divmod(rest, across)
     return np.stack([row, chosen[strip] * STRIP + column], axis=1)

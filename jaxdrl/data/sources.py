@@ -9,7 +9,7 @@ import io
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
@@ -113,7 +113,7 @@ class OnDisk:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """One example."""
-        return self._examples[int(self._index[index])]
+        return cast(dict[str, Any], self._examples[int(self._index[index])])
 
     def read_labels(self) -> Int32[np.ndarray, " n"]:
         """All labels, read once from the records and then from a small file."""

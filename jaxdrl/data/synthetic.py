@@ -36,9 +36,7 @@ def _draw(seed: int, number: int, labels: np.ndarray, num_classes: int, shape: t
     height, width, channels = shape
     rows, columns = np.mgrid[0:height, 0:width]
     sizes = (len(labels), len(labels), len(labels) * channels, len(labels) * height * width * channels)
-    uniform = [
-        random_words(seed, Purpose.CROPS, size, major=number, minor=minor) / 2.0**64 for minor, size in enumerate(sizes)
-    ]
+    uniform = [random_words(seed, Purpose.CROPS, size, major=number, minor=minor) / 2.0**64 for minor, size in enumerate(sizes)]
     angle = 2 * np.pi * (labels + 0.6 * (uniform[0] - 0.5)) / num_classes
     y, x = height * (0.5 + 0.25 * np.sin(angle)), width * (0.5 + 0.25 * np.cos(angle))
     radius = height * (0.12 + 0.08 * uniform[1])

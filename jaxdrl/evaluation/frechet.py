@@ -80,9 +80,7 @@ def frechet_from_features(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d
     return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2 * trace)
 
 
-def standard_error(
-    reference: Reference, features: Float[np.ndarray, "n d"], *, resamples: int, seed: int
-) -> float:
+def standard_error(reference: Reference, features: Float[np.ndarray, "n d"], *, resamples: int, seed: int) -> float:
     """Bootstrap standard error of the distance over the generated samples.
 
     Args:

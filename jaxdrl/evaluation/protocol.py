@@ -29,9 +29,7 @@ class Settings:
     seed: int = 0
 
 
-def measure(
-    real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], settings: Settings
-) -> dict[str, float]:
+def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], settings: Settings) -> dict[str, float]:
     """Measures samples against data in one space.
 
     Args:

@@ -31,7 +31,7 @@ def sample(
     seed: int,
     num_steps: int,
     batch_size: int,
-    method: ode.Method = "heun",
+    method: str = "heun",
     guidance: Guidance | None = None,
 ) -> tuple[Float[np.ndarray, "num ..."], Int[np.ndarray, " num"]]:
     """Draws samples on a uniform grid.
@@ -86,7 +86,7 @@ def noise(key: Array, index: Int[Array, " batch"], shape: tuple[int, ...]) -> Fl
 
 
 @lru_cache(maxsize=32)
-def _compiled(network: Backbone, num_steps: int, method: ode.Method, guided: bool):
+def _compiled(network: Backbone, num_steps: int, method: str, guided: bool):
     """One compiled sampler for each network, number of steps and kind; scale and interval are arguments."""
 
     def draw(params, key, index, scale, interval):

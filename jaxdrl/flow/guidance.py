@@ -41,7 +41,7 @@ def classifier_free(
         cond, uncond = conditional(x, t), unconditional(x, t)
         low, high = interval[0], interval[1]
         inside = ((t < high) | (jnp.asarray(high) >= 1)) & ((t > low) | (jnp.asarray(low) == 0))
-        weight = jnp.where(expand_time(inside, x), scale, 1.0)
+        weight = expand_time(jnp.where(inside, scale, 1.0), x)
         guided = uncond + weight * (cond - uncond)
         if channels is None:
             return guided

@@ -33,14 +33,12 @@ compute it again.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Key
 
-Integrator = Literal["local_linear", "euler_maruyama"]
 Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
 
 
@@ -59,7 +57,7 @@ class Schedule:
     """
 
     num_steps: int
-    integrator: Integrator = "local_linear"
+    integrator: str = "local_linear"
     gain_eps: float | None = None
 
     def __post_init__(self) -> None:

@@ -14,12 +14,10 @@ Each of velocity, data, noise and score determines the others, but not at every 
 (3) at t = 1, and (5) has no finite value at t = 1 unless the noise estimate is 0 there.
 """
 
-from typing import Literal, get_args
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-Prediction = Literal["velocity", "data", "noise", "score"]
+PREDICTIONS = ("velocity", "data", "noise", "score")
 
 
 def expand_time(t: Float[Array, " batch"], like: Float[Array, "batch ..."]) -> Float[Array, "batch ..."]:
@@ -70,8 +68,8 @@ def convert(
     x: Float[Array, "batch ..."],
     t: Float[Array, " batch"],
     *,
-    source: Prediction,
-    target: Prediction,
+    source: str,
+    target: str,
 ) -> Float[Array, "batch ..."]:
     """Converts one prediction into another through the velocity, (3) to (5).
 
@@ -88,9 +86,8 @@ def convert(
     Raises:
         ValueError: If a name is unknown.
     """
-    names = get_args(Prediction)
-    if source not in names or target not in names:
-        raise ValueError(f"source and target must be among {', '.join(names)}; got {source!r} and {target!r}")
+    if source not in PREDICTIONS or target not in PREDICTIONS:
+        raise ValueError(f"source and target must be among {', '.join(PREDICTIONS)}; got {source!r} and {target!r}")
     if source == target:
         return value
     t = expand_time(t, x)

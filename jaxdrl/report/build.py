@@ -4,7 +4,6 @@ import json
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from jaxdrl.errors import UserError
 from jaxdrl.report import page

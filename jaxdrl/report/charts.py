@@ -59,22 +59,24 @@ class _Frame:
         parts = []
         for value in ticks(self.x_low, self.x_high):
             px, _ = self.point(value, self.y_low)
-            parts.append(f'<text class="tick" x="{px:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(value)}</text>')
+            parts.append(
+                f'<text class="tick" x="{px:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{number(value)}</text>'
+            )
         for value in ticks(self.y_low, self.y_high):
             _, py = self.point(self.x_low, value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py:.1f}" y2="{py:.1f}"/>')
             parts.append(f'<text class="tick" x="{LEFT - 6}" y="{py + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
         middle = (TOP + HEIGHT - BOTTOM) / 2
-        parts.append(f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 7}" text-anchor="middle">{html.escape(x_label)}</text>')
+        parts.append(
+            f'<text class="label" x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 7}" text-anchor="middle">{html.escape(x_label)}</text>'
+        )
         parts.append(
             f'<text class="label" transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
         )
         return "".join(parts)
 
 
-def lines(
-    title: str, x_label: str, y_label: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]
-) -> str:
+def lines(title: str, x_label: str, y_label: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
     """A line chart.
 
     Args:

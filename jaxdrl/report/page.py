@@ -68,7 +68,11 @@ def headline(report: Mapping[str, Any]) -> str:
     judge = report["spaces"]["judge"]
     if "longer_pretraining" in judge:
         better = judge["tuned"] < judge["longer_pretraining"]
-        text += ". Pretraining continued for the same compute is " + ("worse" if better else "as good or better") + " in the judge space"
+        text += (
+            ". Pretraining continued for the same compute is "
+            + ("worse" if better else "as good or better")
+            + " in the judge space"
+        )
     return text + "."
 
 
@@ -81,7 +85,9 @@ def _grids(report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
         images = arrays[name]
         rows = [images[start : start + 8] for start in range(0, len(images), 8)]
         picture = base64.b64encode(samples_file.png(samples_file.grid(rows), 6 if images.shape[1] <= 16 else 2)).decode()
-        figures.append(f"<figure><figcaption>{title}</figcaption><img alt='{title}' src='data:image/png;base64,{picture}'></figure>")
+        figures.append(
+            f"<figure><figcaption>{title}</figcaption><img alt='{title}' src='data:image/png;base64,{picture}'></figure>"
+        )
     names = report["stages"].get("data", {}).get("class_names", [])
     classes = f" Rows are classes: {html.escape(', '.join(map(str, names)))}." if names else ""
     return (
@@ -126,7 +132,9 @@ def _reading(report: Mapping[str, Any]) -> str:
         rows.append(
             f"Controls: <b>longer pretraining</b> goes on for {control['steps']} more steps, the operations that discriminator and RL "
             "took together; <b>best guidance</b> is the scale and interval with the least judge distance to the validation images ("
-            + "; ".join(f"{'DRL' if 'tuned' in name else 'base'}: {g['scale']:g} on {g['interval']}" for name, g in guidance.items())
+            + "; ".join(
+                f"{'DRL' if 'tuned' in name else 'base'}: {g['scale']:g} on {g['interval']}" for name, g in guidance.items()
+            )
             + "), and costs two evaluations a step."
         )
     else:
@@ -151,7 +159,9 @@ def _plateau(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) ->
     if points:
         steps = [line["step"] for line in points]
         curves = [
-            charts.lines(f"Pretraining, {title}", "step", "FD to validation", {"FD": (steps, [line[f"{s}_frechet"] for line in points])})
+            charts.lines(
+                f"Pretraining, {title}", "step", "FD to validation", {"FD": (steps, [line[f"{s}_frechet"] for line in points])}
+            )
             for s, title in SPACE_NAMES.items()
         ]
         chart = "<div class='charts'>" + "".join(curves) + "</div>"
@@ -177,7 +187,13 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         ("discriminator", "Discriminator's accuracy", "step", "share right", ["accuracy", "accuracy_validation"]),
         ("posttrain", "Reward in training", "refresh", "mean logit", ["reward_mean"]),
         ("posttrain", "Control energy", "refresh", "KL estimate, nats", ["control_energy"]),
-        ("posttrain", "Adjoint norm by time", "refresh", "mean norm", [f"adjoint_norm_t{q}" for q in ("0.00", "0.25", "0.50", "0.75")]),
+        (
+            "posttrain",
+            "Adjoint norm by time",
+            "refresh",
+            "mean norm",
+            [f"adjoint_norm_t{q}" for q in ("0.00", "0.25", "0.50", "0.75")],
+        ),
         ("posttrain", "Loss of Adjoint Matching", "refresh", "loss", ["loss"]),
         ("posttrain", "Masked trajectories", "refresh", "share", ["masked_share"]),
         ("posttrain", "Gradient norm", "refresh", "norm", ["gradient_norm"]),

@@ -16,17 +16,15 @@ logit is log q(f | y) - log p_base(f | y), which is why it serves as the reward 
 """
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-Head = Literal["linear", "mlp2"]
 Features = Callable[[Float[Array, "batch ..."]], Float[Array, "batch dim"]]
 
 
-def init(key: Key[Array, ""], feature_dim: int, num_classes: int, *, width: int = 512, head: Head = "linear") -> PyTree:
+def init(key: Key[Array, ""], feature_dim: int, num_classes: int, *, width: int = 512, head: str = "linear") -> PyTree:
     """Initialises the head.
 
     Args:

@@ -107,6 +107,4 @@ def constrain_batch(tree: Tree, mesh: Mesh) -> Tree:
     """
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     target = batch_sharding(mesh)
-    return jax.tree.map(
-        lambda leaf: jax.lax.with_sharding_constraint(leaf, target) if leaf.shape[0] % ways == 0 else leaf, tree
-    )
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, target) if leaf.shape[0] % ways == 0 else leaf, tree)

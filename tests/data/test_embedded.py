@@ -205,10 +205,10 @@ def test_damage_is_named(tmp_path):
     folder = embedded.find(settings()).folder(tmp_path)
     record = next(folder.glob("*train*"))
     record.write_bytes(record.read_bytes()[:-500])
-    with pytest.raises(UserError, match="is damaged .*delete the folder"):
+    with pytest.raises(UserError, match=r"is damaged .*delete the folder"):
         data.open_split(settings(), tmp_path, "train")
     (folder / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged .*delete the folder"):
+    with pytest.raises(UserError, match=r"is damaged .*delete the folder"):
         data.open_split(settings(), tmp_path, "test")
 
 

@@ -10,7 +10,7 @@ from tests.data.settings import settings, write_pictures
 
 
 def pictures(**changes):
-    return settings("pictures", **{"image_shape": (8, 8, 3), "num_classes": 3, **changes})
+    return settings(**{"name": "pictures", "image_shape": (8, 8, 3), "num_classes": 3, **changes})
 
 
 @pytest.fixture(autouse=True)
@@ -71,6 +71,19 @@ def test_sets_that_do_not_fit(changes, message, tmp_path):
     write_pictures(tmp_path, sizes={"train": 10, "test": 5})
     with pytest.raises(UserError, match=message):
         data.prepare(pictures(**changes), tmp_path)
+
+
+def test_a_set_in_another_format(tmp_path):
+    path = tmp_path / "pictures/3.0.0/dataset_info.json"
+    write_pictures(tmp_path, sizes={"train": 10, "test": 5})
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(UserError, match=r"not ArrayRecord.*--file_format=array_record"):
+        data.prepare(pictures(), tmp_path)
+
+
+def test_an_impossible_name(tmp_path):
+    with pytest.raises(UserError, match="neither digits, patches nor synthetic"):
+        data.prepare(pictures(name="my set!"), tmp_path)
 
 
 def test_missing_parts(tmp_path):

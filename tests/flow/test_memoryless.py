@@ -116,9 +116,7 @@ def test_printed_coefficients():
     assert Schedule(num_steps=4, gain_eps=0.0).gain[1] ** 2 == pytest.approx(2 * 0.75 / 0.5)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("num_steps", 1), ("integrator", "heun"), ("gain_eps", -0.1)]
-)
+@pytest.mark.parametrize(("field", "value"), [("num_steps", 1), ("integrator", "heun"), ("gain_eps", -0.1)])
 def test_bad_schedules_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         Schedule(**{"num_steps": 10, field: value})

@@ -77,9 +77,7 @@ def test_mlp2_adds_two_residual_blocks_that_matter():
     params = jax.tree.map(lambda p: p + 1.0, params)
     features, labels = jax.random.normal(jax.random.key(2), (5, 4)), jnp.zeros(5, jnp.int32)
     plain = {name: part for name, part in params.items() if name != "blocks"}
-    assert not np.allclose(
-        discriminator.logits(params, features, labels), discriminator.logits(plain, features, labels)
-    )
+    assert not np.allclose(discriminator.logits(params, features, labels), discriminator.logits(plain, features, labels))
 
 
 def test_reward_is_the_logit_and_is_differentiable():

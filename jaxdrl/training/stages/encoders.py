@@ -58,7 +58,11 @@ def _train(run: Run, which: str) -> Any:
     objective, network = OBJECTIVES[settings.objective], models.encoder(config, which)
     keys = jax.random.split(stage_key(config.seed, f"encoders/{which}"), 3)
     optimizer, _ = train_state.make_optimizer(
-        learning_rate=settings.learning_rate, warmup_steps=settings.steps // 20, total_steps=settings.steps, decay="cosine", grad_clip=1.0
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.steps // 20,
+        total_steps=settings.steps,
+        decay="cosine",
+        grad_clip=1.0,
     )
     state = objective.init(keys[0], network.init(keys[1]), network.feature_dim)
     start = (np.zeros((), np.int32), state, optimizer.init(objective.trainable(state)))
@@ -69,9 +73,7 @@ def _train(run: Run, which: str) -> Any:
             step, state, opt_state = carry
             features = lambda params, images: network.features(params, images)["pooled"]  # noqa: E731
             batch = mesh.constrain_batch(batch, run.mesh)
-            state, opt_state, loss = objective.update(
-                state, opt_state, optimizer, features, batch, jax.random.fold_in(key, step)
-            )
+            state, opt_state, loss = objective.update(state, opt_state, optimizer, features, batch, jax.random.fold_in(key, step))
             return (step + 1, state, opt_state), loss
 
         return jax.lax.scan(one, carry, images)
@@ -100,24 +102,28 @@ def _quality(run: Run, which: str) -> dict:
     config = run.config
     params = models.load_encoder(run.workdir, which)
     features = jax.jit(models.features(config, which, params))
-    split = {part: data.load_arrays(data.open_split(config.data, data_directory(run), part)) for part in ("train", "validation")}
-    found = {part: np.asarray(features(data.to_float(images[:5000]))) for part, (images, _) in split.items()}
-    accuracy = classifier.nearest_neighbours(
-        found["train"], split["train"][1][:5000], found["validation"], split["validation"][1][:5000]
-    )
+    (train, train_labels), (held_out, held_out_labels) = (_some_images(run, part) for part in ("train", "validation"))
+    found = np.asarray(features(train))
+    accuracy = classifier.nearest_neighbours(found, train_labels, np.asarray(features(held_out)), held_out_labels)
     fingerprint = files.fingerprint(params)
     return {
         "fingerprint": fingerprint,
         "shipped_fingerprint": assets.fingerprints(config.name).get(which, ""),
         "nearest_neighbour_accuracy": accuracy,
-        "feature_std": float(found["train"].std(axis=0).mean()),
-        "effective_rank": _effective_rank(found["train"]),
+        "feature_std": float(found.std(axis=0).mean()),
+        "effective_rank": _effective_rank(found),
         "spec": models.encoder(config, which).spec(fingerprint).to_dict(),
     }
 
 
+def _some_images(run: Run, part: str, limit: int = 5000) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = data.load_arrays(data.open_split(run.config.data, data_directory(run), part))
+    chosen = np.random.default_rng(0).permutation(len(images))[:limit]
+    return data.to_float(images[chosen]), labels[chosen]
+
+
 def _effective_rank(features: np.ndarray) -> float:
-    """exp of the entropy of the covariance's spectrum: 1 for a collapsed encoder."""
+    """Exp of the entropy of the covariance's spectrum: 1 for a collapsed encoder."""
     values = np.linalg.eigvalsh(np.cov(features.T.astype(np.float64))).clip(min=1e-12)
     share = values / values.sum()
     return float(np.exp(-(share * np.log(share)).sum()))

@@ -93,9 +93,7 @@ def initial_state(config: ConfigDict) -> state.TrainState:
     return state.create(params, _optimizer(config), config.pretrain.ema_decay)
 
 
-def train(
-    run: Run, stage: str, start: state.TrainState, first: int, count: int, *, curve: bool
-) -> state.TrainState:
+def train(run: Run, stage: str, start: state.TrainState, first: int, count: int, *, curve: bool) -> state.TrainState:
     """Trains from step `first` for `count` steps, with checkpoints, metrics and progress.
 
     Args:
@@ -111,7 +109,9 @@ def train(
     """
     config = run.config
     source = data.open_split(config.data, data_directory(run), "train")
-    batches = data.batches(source, batch_size=config.pretrain.batch_size, seed=config.seed, horizontal_flip=config.data.horizontal_flip)
+    batches = data.batches(
+        source, batch_size=config.pretrain.batch_size, seed=config.seed, horizontal_flip=config.data.horizontal_flip
+    )
     measure = plateau.measure(run) if curve else None
     key, chunk = stage_key(config.seed, "pretrain"), _chunk(config)
     step_fn = _compiled(run)

@@ -1,0 +1,138 @@
+"""The tiny forms from end to end: complete, resumable after kill -9 bit for bit, skipped when done."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxdrl import cli
+from jaxdrl.weights import files
+
+ROOT = Path(__file__).parent.parent
+STAGES = ("data", "encoders", "pretrain", "discriminator", "posttrain", "longer", "evaluate", "report")
+WEIGHTS = (
+    "encoders/reward",
+    "encoders/judge",
+    "pretrain/model",
+    "pretrain/state",
+    "discriminator/model",
+    "posttrain/model",
+    "longer/model",
+)
+
+
+def _numbers(workdir):
+    """The report without what depends on the clock or the machine."""
+    report = json.loads((workdir / "report.json").read_text())
+    report.pop("seconds")
+    for result in report["stages"].values():
+        result.pop("seconds")
+    report["control"].pop("seconds")
+    return report
+
+
+def _metrics(workdir):
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in lines]
+
+
+def test_report_has_the_promised_keys(tiny_run):
+    report = json.loads((tiny_run / "report.json").read_text())
+    promised = {"config", "seeds", "samples", "spaces", "coverage", "recall", "precision", "accuracy", "seconds"}
+    assert promised <= report.keys()
+    assert set(report["spaces"]) == {"reward", "judge", "pixels"}
+    rows = {"floor", "base", "tuned", "ideal_tilt", "longer_pretraining", "best_cfg"}
+    for values in report["spaces"].values():
+        assert rows <= values.keys() and all(np.isfinite(list(values.values())))
+    assert set(report["seconds"]) == set(STAGES) - {"report"}
+    assert report["samples"] == 100 and report["seeds"] == [0]
+
+
+def test_every_stage_left_its_result_and_no_checkpoints(tiny_run):
+    for stage in STAGES:
+        assert (tiny_run / stage / "result.json").exists(), stage
+        assert not (tiny_run / stage / "checkpoints").exists(), stage
+
+
+def test_the_tuned_model_is_not_the_base(tiny_run):
+    base, tuned = (files.load_tree(tiny_run / stage / "model.safetensors") for stage in ("pretrain", "posttrain"))
+    assert files.fingerprint(base) != files.fingerprint(tuned)
+    assert list(files.named_leaves(base)) == list(files.named_leaves(tuned))
+
+
+def test_a_finished_run_is_skipped(tiny_run, capsys):
+    before = (tiny_run / "report.json").stat().st_mtime_ns
+    assert cli.main(["run", f"--workdir={tiny_run}"]) == 0
+    assert capsys.readouterr().out.count("done before, skipped") == len(STAGES)
+    assert (tiny_run / "report.json").stat().st_mtime_ns == before
+
+
+def test_sample_writes_adm_files_and_pictures(tiny_run, tmp_path):
+    for model in ("base", "tuned"):
+        out = tmp_path / f"{model}.npz"
+        assert cli.main(["sample", f"--workdir={tiny_run}", f"--model={model}", "--num=40", "--seed=3", f"--out={out}"]) == 0
+    base, tuned = (np.load(tmp_path / f"{model}.npz") for model in ("base", "tuned"))
+    assert base["arr_0"].shape == (40, 8, 8, 1) and base["arr_0"].dtype == np.uint8
+    np.testing.assert_array_equal(np.bincount(base["labels"]), [4] * 10)
+    # The same noise: images of a hardly tuned model stay close to the base's, far closer than two of the base's are.
+    near = np.abs(base["arr_0"].astype(float) - tuned["arr_0"]).mean()
+    far = np.abs(base["arr_0"].astype(float) - np.roll(base["arr_0"], 10, axis=0)).mean()
+    assert near < 0.5 * far
+    picture = tmp_path / "grid.png"
+    assert cli.main(["sample", f"--workdir={tiny_run}", "--model=longer", "--num=20", f"--out={picture}"]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_killed_in_every_stage_and_resumed_it_gives_the_same_bits(tiny_run, tmp_path):
+    """kill -9 a moment after each stage starts, again and again; then compare weights, metrics and report."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "jaxdrl", "run", f"--workdir={workdir}"]
+    command += [f"--config={ROOT}/configs/drl_digits.py:tiny", "--config.runtime.checkpoint_seconds=0.0"]
+    environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_PLATFORMS": "cpu"}
+    killed = set()
+    for _ in range(20):
+        log = (tmp_path / "log").open("w+")
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+        deadline = time.monotonic() + 240
+        while process.poll() is None and time.monotonic() < deadline:
+            started = [stage for stage in STAGES if (workdir / stage).exists() and not (workdir / stage / "result.json").exists()]
+            fresh = [stage for stage in started if stage not in killed]
+            if fresh:
+                if fresh[0] in ("pretrain", "discriminator", "posttrain", "longer"):
+                    _wait_for_checkpoint(workdir / fresh[0], process)
+                killed.add(fresh[0])
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+            time.sleep(0.01)
+        log.seek(0)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, log.read()[-3000:]
+    assert process.returncode == 0
+    assert {"encoders", "pretrain", "discriminator", "posttrain"} <= killed
+    for name in WEIGHTS:
+        one, two = (files.load_tree(place / f"{name}.safetensors") for place in (tiny_run, workdir))
+        assert files.fingerprint(one) == files.fingerprint(two), name
+    expected, found = _numbers(tiny_run), _numbers(workdir)
+    expected["config"].pop("runtime"), found["config"].pop("runtime")
+    assert expected == found
+    assert _metrics(tiny_run) == _metrics(workdir)
+
+
+def _wait_for_checkpoint(stage, process):
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end and not list(stage.glob("checkpoints/*.sha256.json")):
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("recipe", ["drl_patches", "drl_cifar10"])
+def test_other_recipes_tiny_forms(recipe, tmp_path, capsys):
+    assert cli.main(["run", f"--config={ROOT}/configs/{recipe}.py:tiny", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "FD judge" in capsys.readouterr().out
+    assert (tmp_path / "run" / "report.html").exists()
