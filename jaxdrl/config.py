@@ -72,7 +72,7 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.encoders.judge.update(width=24, depth=2, feature_dim=64, steps=1500, batch_size=64, learning_rate=2e-3)
     config.backbone.update(width=16, depth=2, num_heads=2, frequency_dim=64)
     config.pretrain.update(steps=60000, batch_size=64, learning_rate=1e-3, ema_decay=0.9995, curve_every=5000, curve_samples=2000)
-    config.discriminator.update(width=64, learning_rate=1e-3, batch_size=256, steps=1600, buffer_batches=16)
+    config.discriminator.update(width=64, learning_rate=1e-3, batch_size=128, steps=960, buffer_batches=16)
     config.discriminator.update(buffer_epochs=10, validate_every=20, patience=15, sampling_steps=25)
     config.posttrain.update(reward_scale=1.0, num_timesteps=20, gain_eps=0.0, buffer_size=512, batch_size=32)
     config.posttrain.update(refreshes=24, epochs=3, learning_rate=3e-4, warmup_steps=100, decay="cosine")
