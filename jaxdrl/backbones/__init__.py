@@ -41,7 +41,7 @@ class Backbone:
 
     @property
     def num_params(self) -> int:
-        """Trainable parameters. (SiT's published counts include its fixed position table, tokens x width more.)"""
+        """Trainable parameters; SiT's published counts include its fixed position table, tokens x width more."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 

@@ -5,6 +5,7 @@ Its convention is this project's: t = 0 noise, the output is data - noise, t ent
 """
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -38,7 +39,7 @@ class Block(nn.Module):
 
     num_heads: int
     mlp_ratio: float
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"], c: Float[Array, "batch width"]) -> Float[Array, "..."]:
@@ -86,7 +87,7 @@ class SiT(nn.Module):
     mlp_ratio: float = 4.0
     frequency_dim: int = 256
     learn_sigma: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
     remat: str = "none"
 
     @nn.compact

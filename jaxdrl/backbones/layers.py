@@ -1,6 +1,7 @@
 """Layers shared by the transformer backbones and the small encoders."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -79,7 +80,7 @@ def unpatchify(x: Float[Array, "batch tokens dim"], patch: int, grid: tuple[int,
     return x.reshape(b, grid[0] * patch, grid[1] * patch, c)
 
 
-def dense(features: int, dtype: jnp.dtype, name: str, kernel_init: Callable = xavier) -> nn.Dense:
+def dense(features: int, dtype: Any, name: str, kernel_init: Callable = xavier) -> nn.Dense:
     """A linear layer with float32 weights whose product is computed in `dtype`.
 
     Args:
@@ -120,7 +121,7 @@ class Attention(nn.Module):
     """
 
     num_heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
@@ -153,7 +154,7 @@ class Mlp(nn.Module):
 
     hidden: int
     approximate: bool = True
-    dtype: jnp.dtype = jnp.float32
+    dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:

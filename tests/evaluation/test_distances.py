@@ -1,0 +1,155 @@
+"""Distances and manifold metrics against independent implementations and closed forms."""
+
+import numpy as np
+import pytest
+import scipy.linalg
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxdrl.evaluation import calibration, classifier, frechet, kernel, manifold, memorisation, protocol, tilt
+from jaxdrl.evaluation.statistics import Moments
+
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(400, 12)) @ RNG.normal(size=(12, 12)) * 0.4
+Y = RNG.normal(size=(300, 12)) @ RNG.normal(size=(12, 12)) * 0.4 + 0.3
+
+
+def _sqrtm(x, y):
+    difference = x.mean(0) - y.mean(0)
+    one, two = np.cov(x.T), np.cov(y.T)
+    root = scipy.linalg.sqrtm(one @ two)
+    return difference @ difference + np.trace(one + two - 2 * root.real)
+
+
+def test_frechet_against_scipys_matrix_root():
+    assert frechet.frechet_from_features(X, Y) == pytest.approx(_sqrtm(X, Y), rel=1e-9)
+    assert frechet.frechet_distance(Moments.of(X), Moments.of(X)) == pytest.approx(0, abs=1e-9)
+
+
+def test_frechet_between_gaussians_in_closed_form():
+    eye = np.eye(5)
+    one = Moments(count=11, mean=np.zeros(5), scatter=10 * 4.0 * eye)
+    two = Moments(count=11, mean=np.full(5, 0.5), scatter=10 * 9.0 * eye)
+    assert frechet.frechet_distance(one, two) == pytest.approx(5 * 0.25 + 5 * (2 - 3) ** 2)
+    with pytest.raises(ValueError, match="dimensions"):
+        frechet.frechet_distance(one, Moments.of(X))
+
+
+def test_fewer_samples_than_dimensions():
+    wide_x, wide_y = RNG.normal(size=(20, 50)), RNG.normal(size=(25, 50)) + 0.1
+    by_roots = frechet.frechet_distance(Moments.of(wide_x), Moments.of(wide_y))
+    assert frechet.frechet_from_features(wide_x, wide_y) == pytest.approx(by_roots, rel=1e-6)
+
+
+def test_digits_have_a_singular_covariance_and_a_known_distance():
+    """Even and odd images of the bundled digits: rank 61 of 64; .070525 by two other routes (scaled to [0, 1])."""
+    from sklearn.datasets import load_digits
+
+    images = load_digits().data / 16
+    assert frechet.frechet_from_features(images[::2], images[1::2]) == pytest.approx(0.070525, abs=2e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(2, 390))
+def test_moments_merge_and_subtract(cut):
+    one, two, whole = Moments.of(X[:cut]), Moments.of(X[cut:]), Moments.of(X)
+    merged, rest = one.merge(two), whole.subtract(one)
+    np.testing.assert_allclose(merged.covariance, np.cov(X.T), atol=1e-12)
+    np.testing.assert_allclose(merged.mean, X.mean(0), atol=1e-12)
+    np.testing.assert_allclose(rest.scatter, two.scatter, atol=1e-9)
+    with pytest.raises(ValueError, match="cannot take"):
+        one.subtract(whole)
+
+
+def test_bootstrap_error_is_the_spread_over_fresh_samples():
+    reference = frechet.Reference(Moments.of(X))
+    fresh = [reference.distance(Moments.of(RNG.normal(size=(300, 12)) * 0.5)) for _ in range(200)]
+    errors = [
+        frechet.standard_error(reference, RNG.normal(size=(300, 12)) * 0.5, resamples=100, seed=seed) for seed in range(5)
+    ]
+    assert np.mean(errors) == pytest.approx(np.std(fresh), rel=0.25)
+
+
+def test_kernel_distance_against_explicit_sums():
+    x, y, d = X[:6], Y[:6], 12
+    k = lambda a, b: (a @ b / d + 1) ** 3  # noqa: E731
+    within = sum(k(a[i], a[j]) for a in (x, y) for i in range(6) for j in range(6) if i != j) / 30
+    across = 2 * np.mean([k(a, b) for a in x for b in y])
+    assert kernel.mmd(x, y) == pytest.approx(within - across, rel=1e-9)
+    mean, error = kernel.kernel_distance(X, X[::-1].copy(), subsets=30, subset_size=100)
+    assert abs(mean) < 0.2 * kernel.mmd(X[:300], Y)
+    assert error > 0
+    assert kernel.kernel_distance(X, Y, subsets=5, subset_size=50, seed=1) == kernel.kernel_distance(
+        X, Y, subsets=5, subset_size=50, seed=1
+    )
+
+
+def test_manifold_metrics_against_prdc(monkeypatch):
+    prdc = pytest.importorskip("prdc")
+    monkeypatch.setattr(manifold, "BLOCK", 37)  # several blocks, the last one short
+    for k in (3, 5):
+        expected = prdc.compute_prdc(real_features=X, fake_features=Y, nearest_k=k)
+        assert manifold.precision_recall(X, Y, k) == pytest.approx((expected["precision"], expected["recall"]))
+        assert manifold.density_coverage(X, Y, k) == pytest.approx((expected["density"], expected["coverage"]))
+    with pytest.raises(ValueError, match="no 5-th"):
+        manifold.radii(X[:4], 5)
+
+
+def test_a_sample_is_not_its_own_neighbour():
+    doubled = np.repeat(X[:10], 2, axis=0)
+    np.testing.assert_allclose(manifold.radii(doubled, 1), 0, atol=1e-6)
+    assert (manifold.radii(X[:10], 1) > 0.01).all()
+
+
+def test_memorisation_counts_copies_and_only_those():
+    train, held_out, fresh = (RNG.normal(size=(300, 6)) for _ in range(3))
+    assert memorisation.copies(held_out, train, held_out, 0.05) == pytest.approx(0.05, abs=0.005)
+    assert memorisation.copies(fresh, train, held_out) < 0.12
+    half = np.concatenate([train[:150] + 1e-3, fresh[:150]])
+    assert memorisation.copies(half, train, held_out) > 0.5
+
+
+def test_ideal_tilt_of_a_gaussian():
+    """Rewards b x on N(0, 1) with lambda: the tilted law is N(lambda b, 1), its effective sample size exp(-(lambda b)^2)."""
+    x, labels, slope, scale = RNG.normal(size=200_000), RNG.integers(0, 2, 200_000), 0.8, 0.5
+    rewards = slope * x * np.where(labels == 0, 1, -1)
+    chosen = tilt.ideal_tilt(rewards, labels, scale, 40_000, 0)
+    assert np.bincount(labels[chosen]).tolist() == [20_000, 20_000]
+    assert x[chosen][labels[chosen] == 0].mean() == pytest.approx(0.4, abs=0.02)
+    assert x[chosen][labels[chosen] == 1].mean() == pytest.approx(-0.4, abs=0.02)
+    assert tilt.tilted_mean(rewards, labels, scale) == pytest.approx(0.8 * 0.4, abs=0.01)
+    mean, per_class = tilt.effective_sample_size(rewards, labels, scale)
+    assert mean == pytest.approx(np.exp(-0.16), abs=0.01) and per_class.shape == (2,)
+
+
+def test_calibration():
+    logits = RNG.normal(size=200_000) * 2
+    truth = RNG.random(200_000) < 1 / (1 + np.exp(-logits))
+    real, fake = logits[truth], logits[~truth]
+    assert calibration.expected_calibration_error(real, fake) < 0.01
+    assert calibration.expected_calibration_error(3 * real, 3 * fake) > 0.08
+
+
+def test_classifiers_know_the_digits():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images / 8 - 1)[..., None].astype(np.float32)
+    machine = classifier.PixelClassifier(images[::2], digits.target[::2])
+    assert machine.accuracy(images[1::2], digits.target[1::2]) > 0.97
+    assert machine.accuracy(images[1::2], (digits.target[1::2] + 1) % 10) < 0.03
+    flat = digits.data
+    assert classifier.nearest_neighbours(flat[::2], digits.target[::2], flat[1::2], digits.target[1::2]) > 0.96
+
+
+def test_measure_and_its_tables():
+    options = protocol.Settings(kernel_subsets=5, kernel_subset_size=100, bootstrap=10)
+    found = protocol.measure(X, Y, options)
+    assert found["frechet"] == pytest.approx(_sqrtm(X, Y), rel=1e-9) and found["frechet_se"] > 0
+    assert found["precision"] == manifold.precision_recall(X, Y, 3)[0]
+    table = protocol.by_space({"base": {"judge": found}}, "frechet")
+    assert table == {"judge": {"base": found["frechet"]}}
+    assert len(protocol.spread(X, 50)) == 50 and protocol.spread(X, 5000) is X
+    plane = protocol.principal_plane(X)(X)
+    values = np.linalg.eigvalsh(np.cov(X.T))[::-1][:2]
+    np.testing.assert_allclose(plane.var(axis=0, ddof=1), values, rtol=1e-6)
