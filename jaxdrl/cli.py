@@ -5,6 +5,7 @@ Mistakes of the user are one line on stderr and exit code 2; nothing that was co
 
 import difflib
 import errno
+import importlib.util
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jaxdrl
+from jaxdrl.config import Config, default
 from jaxdrl.errors import UserError
 
 HELP = """jaxdrl {version}: Discriminator-Guided RL for flow-matching image generators.
@@ -103,7 +105,7 @@ def _dispatch(argv: list[str]) -> int:
     if values.workdir is None:
         raise UserError(f"--workdir is missing; for example `jaxdrl {command} --workdir=runs/first`")
     signal.signal(signal.SIGTERM, _terminate)
-    config = _config(values)
+    config = values.config
     return _sample(values, config) if command == "sample" else _run(command, values, config)
 
 
@@ -111,7 +113,6 @@ def _parse(command: str, arguments: list[str]) -> flags.FlagValues:
     """Reads the flags into a fresh `FlagValues`, so that nothing is global."""
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
-    config_flags.DEFINE_config_file("config", None, "Recipe.", flag_values=values)
     if command == "sample":
         flags.DEFINE_string("model", "tuned", "base, tuned or longer.", flag_values=values)
         flags.DEFINE_integer("num", 100, "How many images.", lower_bound=1, flag_values=values)
@@ -120,38 +121,53 @@ def _parse(command: str, arguments: list[str]) -> flags.FlagValues:
         flags.DEFINE_float("guidance", 1.0, "Scale.", flag_values=values)
         flags.DEFINE_list("interval", ["0", "1"], "Times.", flag_values=values)
         flags.DEFINE_string("out", None, "File.", flag_values=values)
+    recipe, rest = _recipe(arguments)
     try:
-        left = values(["jaxdrl", *_stored_config(arguments)])
+        if recipe is not None:
+            config_flags.DEFINE_config_dict("config", _load(recipe), flag_values=values, sys_argv=["jaxdrl", *rest])
+        left = values(["jaxdrl", *rest])
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"--{error.flagname} is unknown{_closest(error.flagname, list(values))}") from None
+        known = ["config", *values, *(f"config.{key}" for key in _keys(default().to_dict()))]
+        raise UserError(f"--{error.flagname} is unknown{_closest(error.flagname, known)}") from None
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(_explain(error, arguments)) from None
-    except FileNotFoundError as error:
-        raise UserError(f"--config: {error.filename or error} does not exist; configs/ has the recipes") from None
-    except (SyntaxError, ImportError) as error:
-        raise UserError(f"--config: the file cannot be read ({type(error).__name__}: {error})") from None
     if len(left) > 1:
         raise UserError(f"{left[1]!r} is not understood; options are written --name=value")
     return values
 
 
-def _stored_config(arguments: list[str]) -> list[str]:
-    """Without --config, the one that the workdir was started with is used."""
-    names = [argument.split("=", 1)[0] for argument in arguments]
-    if "--config" in names:
-        return arguments
+def _recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Finds FILE[:VARIANT] of --config, or the config that the workdir was started with; and the other arguments."""
+    given = [argument for argument in arguments if argument == "--config" or argument.startswith("--config=")]
+    rest = [argument for argument in arguments if argument not in given]
+    if given:
+        if len(given) > 1 or "=" not in given[0]:
+            raise UserError("--config must be given once, as --config=FILE[:VARIANT]")
+        return given[0].split("=", 1)[1], rest
     workdir = next((argument.split("=", 1)[1] for argument in arguments if argument.startswith("--workdir=")), None)
     if workdir is None:
-        return arguments
+        return None, rest
     if not (Path(workdir) / "config.json").exists():
         raise UserError(f"{workdir} holds no run (no config.json); give --config to start one")
-    return [f"--config={Path(__file__).parent / 'stored_config.py'}:{Path(workdir).absolute()}", *arguments]
+    return f"{Path(__file__).parent / 'stored_config.py'}:{Path(workdir).absolute()}", rest
 
 
-def _config(values: flags.FlagValues) -> ConfigDict:
-    config = values.config
+def _load(recipe: str) -> ConfigDict:
+    """Calls `get_config(variant)` of a recipe's file."""
+    name, _, variant = recipe.partition(":")
+    spec = importlib.util.spec_from_file_location("recipe", name)
+    if spec is None or spec.loader is None or not Path(name).is_file():
+        raise UserError(f"--config: {name} does not exist or is no Python file; configs/ has the recipes")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"--config: {name} cannot be loaded ({type(error).__name__}: {error})") from None
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config: {name} has no function get_config(variant)")
+    config = module.get_config(variant)
     if not isinstance(config, ConfigDict):
-        raise UserError("--config: get_config must return an ml_collections.ConfigDict")
+        raise UserError(f"--config: get_config in {name} must return an ml_collections.ConfigDict")
     return config
 
 
@@ -161,8 +177,6 @@ def _explain(error: Exception, arguments: list[str]) -> str:
     for argument in arguments:
         match = re.match(r"--config\.([\w.]+)", argument)
         if match and (match.group(1).split(".")[-1] in text or match.group(1) in text):
-            from jaxdrl.config import default
-
             known = [f"config.{key}" for key in _keys(default().to_dict())]
             name = f"config.{match.group(1)}"
             if name not in known:
@@ -189,7 +203,7 @@ def _terminate(number: int, frame: object) -> None:
     raise SystemExit(143)
 
 
-def _start(config: ConfigDict) -> None:
+def _start(config: Config) -> None:
     """Chooses the compilation cache before anything is compiled."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
@@ -200,7 +214,7 @@ def _start(config: ConfigDict) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
-def _run(command: str, values: flags.FlagValues, config: ConfigDict) -> int:
+def _run(command: str, values: flags.FlagValues, config: Config) -> int:
     _start(config)
     from jaxdrl.report import table
     from jaxdrl.training import mesh, workdir
@@ -226,7 +240,7 @@ def _run(command: str, values: flags.FlagValues, config: ConfigDict) -> int:
     return 0
 
 
-def _sample(values: flags.FlagValues, config: ConfigDict) -> int:
+def _sample(values: flags.FlagValues, config: Config) -> int:
     _start(config)
     from jaxdrl import samples_file
 

@@ -3,12 +3,17 @@
 The tree is an `ml_collections.ConfigDict`, so an unknown key or a value of another type raises when it is set.
 """
 
+from typing import Any, TypeAlias
+
 import ml_collections
 
 from jaxdrl.errors import UserError
 
+# A `ConfigDict`, locked or not: its attributes are known at run time only, so a type checker is told nothing.
+Config: TypeAlias = Any
 
-def default() -> ml_collections.ConfigDict:
+
+def default() -> Config:
     """Returns the configuration tree that every recipe starts from.
 
     Returns:
@@ -29,10 +34,10 @@ def default() -> ml_collections.ConfigDict:
     config.runtime = ml_collections.ConfigDict(
         {"tensorboard": False, "progress_seconds": 10.0, "checkpoint_seconds": 30.0, "compilation_cache": ""}
     )
-    return config
+    return config.lock()
 
 
-def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def tiny(config: Config) -> Config:
     """Shrinks a recipe so that every stage runs in seconds on a laptop; what it computes stays the same.
 
     Args:
@@ -50,14 +55,16 @@ def tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.pretrain.ema_decay = 0.9
     config.discriminator.update(width=16, batch_size=20, steps=40, buffer_batches=4, buffer_epochs=5, validate_every=10)
     config.discriminator.sampling_steps = 4
-    config.posttrain.update(num_timesteps=5, buffer_size=20, rollout_batch=10, batch_size=10, refreshes=3, epochs=2, warmup_steps=2)
+    config.posttrain.update(
+        num_timesteps=5, buffer_size=20, rollout_batch=10, batch_size=10, refreshes=3, epochs=2, warmup_steps=2
+    )
     config.evaluate.update(num_samples=100, sampling_steps=4, batch_size=50, tilt_pool=2, guidance_samples=60)
     config.evaluate.update(guidance_scales=(1.5,), guidance_intervals=((0.0, 1.0),), bootstrap=4)
     config.evaluate.update(kernel_subsets=4, kernel_subset_size=30)
     return config
 
 
-def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def small(config: Config) -> Config:
     """The sizes that the two embedded data sets share: 8 x 8 grey images, a generator of 12 000 parameters.
 
     lambda = 1 without R1 is the paper's theory setting; K = 20 with `gain_eps` = 0 replaces K = 100 (see `flow/memoryless.py`).
@@ -72,11 +79,11 @@ def small(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.encoders.judge.update(width=24, depth=2, feature_dim=64, steps=1500, batch_size=64, learning_rate=2e-3)
     config.backbone.update(width=16, depth=2, num_heads=2, frequency_dim=64)
     config.pretrain.update(steps=60000, batch_size=64, learning_rate=1e-3, ema_decay=0.9995, curve_every=5000, curve_samples=2000)
-    config.discriminator.update(width=64, learning_rate=1e-3, batch_size=128, steps=960, buffer_batches=16)
+    config.discriminator.update(width=64, learning_rate=1e-3, batch_size=256, steps=1600, buffer_batches=16)
     config.discriminator.update(buffer_epochs=10, validate_every=20, patience=15, sampling_steps=25)
-    config.posttrain.update(reward_scale=1.0, num_timesteps=20, gain_eps=0.0, buffer_size=512, batch_size=32)
-    config.posttrain.update(refreshes=24, epochs=3, learning_rate=3e-4, warmup_steps=100, decay="cosine")
-    config.posttrain.update(grad_clip=1.0, ema_decay=0.995, rollout_batch=64)
+    config.posttrain.update(reward_scale=1.0, num_timesteps=20, gain_eps=0.0, buffer_size=512, batch_size=128)
+    config.posttrain.update(refreshes=24, epochs=4, learning_rate=3e-4, warmup_steps=50, decay="cosine")
+    config.posttrain.update(grad_clip=1.0, ema_decay=0.99, rollout_batch=128)
     config.evaluate.update(num_samples=3000, batch_size=250, tilt_pool=3, guidance_samples=1000)
     return config
 
@@ -94,7 +101,7 @@ def check_variant(variant: str) -> None:
         raise UserError(f"--config: variant {variant!r} is unknown; use no variant, or :tiny")
 
 
-def _data() -> ml_collections.ConfigDict:
+def _data() -> Config:
     return ml_collections.ConfigDict(
         {
             "name": "digits",  # digits | patches | synthetic | any TFDS name (cifar10, imagenet2012 ...)
@@ -111,7 +118,7 @@ def _data() -> ml_collections.ConfigDict:
     )
 
 
-def _encoder(name: str, objective: str) -> ml_collections.ConfigDict:
+def _encoder(name: str, objective: str) -> Config:
     return ml_collections.ConfigDict(
         {
             "name": name,
@@ -126,11 +133,11 @@ def _encoder(name: str, objective: str) -> ml_collections.ConfigDict:
     )
 
 
-def _encoders() -> ml_collections.ConfigDict:
+def _encoders() -> Config:
     return ml_collections.ConfigDict({"reward": _encoder("small-vit", "dino"), "judge": _encoder("small-convnet", "simclr")})
 
 
-def _backbone() -> ml_collections.ConfigDict:
+def _backbone() -> Config:
     return ml_collections.ConfigDict(
         {
             "name": "SiT",  # SiT (sizes below) or a published name such as SiT-XL/2 (sizes ignored when 0)
@@ -146,7 +153,7 @@ def _backbone() -> ml_collections.ConfigDict:
     )
 
 
-def _pretrain() -> ml_collections.ConfigDict:
+def _pretrain() -> Config:
     return ml_collections.ConfigDict(
         {
             "from_scratch": False,  # train base and encoders here, or start from those in the package
@@ -163,7 +170,7 @@ def _pretrain() -> ml_collections.ConfigDict:
     )
 
 
-def _discriminator() -> ml_collections.ConfigDict:
+def _discriminator() -> Config:
     return ml_collections.ConfigDict(
         {
             "head": "linear",  # linear | mlp2
@@ -181,7 +188,7 @@ def _discriminator() -> ml_collections.ConfigDict:
     )
 
 
-def _posttrain() -> ml_collections.ConfigDict:
+def _posttrain() -> Config:
     return ml_collections.ConfigDict(
         {
             "algorithm": "adjoint_matching",
@@ -210,7 +217,7 @@ def _posttrain() -> ml_collections.ConfigDict:
     )
 
 
-def _evaluate() -> ml_collections.ConfigDict:
+def _evaluate() -> Config:
     return ml_collections.ConfigDict(
         {
             "split": "test",  # against which real images: test | validation

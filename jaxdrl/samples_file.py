@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -50,7 +51,7 @@ def write(
         batch_size=config.evaluate.batch_size,
         guidance=None if guidance[0] == 1.0 else sampling.Guidance(*guidance),
     )
-    images = data.to_uint8(np.asarray(models.tokenizer(config).decode(latents)))
+    images = data.to_uint8(np.asarray(models.tokenizer(config).decode(jnp.asarray(latents))))
     with disk_errors(out):
         if out.suffix == ".npz":
             buffer = io.BytesIO()

@@ -72,9 +72,7 @@ def test_full_disk(capsys, tmp_path, monkeypatch):
 
 
 def test_no_shipped_weights(capsys, tmp_path):
-    line = _fails(
-        capsys, "run", DIGITS, f"--workdir={tmp_path}", "--config.pretrain.from_scratch=false", "--config.name=mine"
-    )
+    line = _fails(capsys, "run", DIGITS, f"--workdir={tmp_path}", "--config.pretrain.from_scratch=false", "--config.name=mine")
     assert "from_scratch=true" in line
 
 

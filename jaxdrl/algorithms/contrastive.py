@@ -8,7 +8,7 @@ Two views of each of N images give 2 N features; with projections z on the unit 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +103,7 @@ def update(
     """
     value, grads = jax.value_and_grad(loss)(state, features, images, key)
     updates, opt_state = optimizer.update(grads, opt_state, state)
-    return optax.apply_updates(state, updates), opt_state, value
+    return cast(State, optax.apply_updates(state, updates)), opt_state, value
 
 
 def trainable(state: State) -> PyTree:

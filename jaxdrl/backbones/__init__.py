@@ -91,7 +91,7 @@ def _build(name: str, items: tuple[tuple[str, Any], ...]) -> Backbone:
     def init(key: Key[Array, ""]) -> PyTree:
         return module.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
 
-    def velocity(params, x, t, y):
+    def velocity(params: PyTree, x: Any, t: Any, y: Any) -> Any:
         return module.apply({"params": params}, x, t, y)
 
     return Backbone(name=name, init=init, velocity=velocity, sample_shape=shape, num_classes=fields["num_classes"])

@@ -139,7 +139,8 @@ def histogram(title: str, x_label: str, samples: Mapping[str, Float[np.ndarray, 
         A <figure>.
     """
     every = np.concatenate(list(samples.values()))
-    edges = np.linspace(*np.quantile(every, [0.001, 0.999]), bins + 1)
+    low, high = np.quantile(every, [0.001, 0.999])
+    edges = np.linspace(low, high, bins + 1)
     series = {}
     for name, values in samples.items():
         density, _ = np.histogram(values, edges, density=True)

@@ -44,7 +44,7 @@ def init(key: Key[Array, ""], feature_dim: int, num_classes: int, *, width: int 
         raise ValueError(f"head must be linear or mlp2, got {head!r}")
     keys = jax.random.split(key, 5)
     dense = lambda key, rows, columns: jax.random.normal(key, (rows, columns)) / jnp.sqrt(rows)  # noqa: E731
-    params = {
+    params: dict[str, PyTree] = {
         "projection": dense(keys[0], feature_dim, width),
         "weight": jnp.zeros(width),
         "embedding": jnp.zeros((num_classes, width)),

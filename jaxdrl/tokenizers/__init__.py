@@ -1,12 +1,13 @@
 """Between pixels and the generator's own space."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Array, Float
 
 from jaxdrl.tokenizers.pixels import Pixels
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What maps images in [-1, 1] to latents and back."""
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from jaxdrl.config import Config
 from jaxdrl.flow import ode
 from jaxdrl.training import models
 
@@ -26,10 +26,10 @@ def forward_flops(function: Callable, *arguments) -> float:
         Floating-point operations.
     """
     analysis = jax.jit(function).lower(*arguments).cost_analysis()
-    return float(analysis["flops"])
+    return float(analysis["flops"]) if analysis else 0.0
 
 
-def generator_flops(config: ConfigDict) -> float:
+def generator_flops(config: Config) -> float:
     """Operations of one velocity evaluation of one sample.
 
     Args:
@@ -45,7 +45,7 @@ def generator_flops(config: ConfigDict) -> float:
     return forward_flops(network.velocity, params, x, t, y) / 8
 
 
-def encoder_flops(config: ConfigDict) -> float:
+def encoder_flops(config: Config) -> float:
     """Operations of one pass of the reward encoder over one image.
 
     Args:
@@ -60,7 +60,7 @@ def encoder_flops(config: ConfigDict) -> float:
     return forward_flops(lambda params, images: network.features(params, images)["pooled"], params, images) / 8
 
 
-def posttrain_flops(config: ConfigDict) -> float:
+def posttrain_flops(config: Config) -> float:
     """Operations of the whole posttrain stage: rollouts, reward gradients, adjoints and updates.
 
     Args:
@@ -76,7 +76,7 @@ def posttrain_flops(config: ConfigDict) -> float:
     return trajectories * (per_trajectory * generator_flops(config) + 2 * encoder_flops(config))
 
 
-def discriminator_flops(config: ConfigDict, steps: int, fakes: int) -> float:
+def discriminator_flops(config: Config, steps: int, fakes: int) -> float:
     """Operations of a discriminator stage that took `steps` updates and drew `fakes` samples.
 
     Args:
@@ -93,7 +93,7 @@ def discriminator_flops(config: ConfigDict, steps: int, fakes: int) -> float:
     return sampling + steps * settings.batch_size * passes * encoder_flops(config)
 
 
-def pretrain_steps(config: ConfigDict, flops: float) -> int:
+def pretrain_steps(config: Config, flops: float) -> int:
     """How many pretraining steps the same number of operations buys, rounded up.
 
     Args:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -26,6 +26,7 @@ class Run:
     writer: MetricWriter
 
 
+@runtime_checkable
 class Stage(Protocol):
     """A module of `training/stages/`: what it is called and what it does."""
 

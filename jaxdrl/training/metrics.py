@@ -49,7 +49,7 @@ class MetricWriter:
         """
         return StageWriter(self, stage)
 
-    def write(self, stage: str, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends one line.
 
         Args:
@@ -101,7 +101,7 @@ class StageWriter:
         """
         self._writer, self._stage = writer, stage
 
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
         """Appends one line.
 
         Args:

@@ -6,9 +6,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
-from ml_collections import ConfigDict
 
 from jaxdrl import backbones, encoders, tokenizers
+from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import discriminator
 from jaxdrl.weights import files
@@ -16,7 +16,7 @@ from jaxdrl.weights import files
 MODELS = {"base": "pretrain", "tuned": "posttrain", "longer": "longer"}
 
 
-def tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
+def tokenizer(config: Config) -> tokenizers.Tokenizer:
     """Returns what maps pixels to the generator's space and back (pixels themselves here).
 
     Args:
@@ -29,7 +29,7 @@ def tokenizer(config: ConfigDict) -> tokenizers.Tokenizer:
     return tokenizers.Pixels()
 
 
-def backbone(config: ConfigDict) -> backbones.Backbone:
+def backbone(config: Config) -> backbones.Backbone:
     """Builds the generator that `config.backbone` describes, for the data's shape and classes.
 
     Args:
@@ -53,7 +53,7 @@ def backbone(config: ConfigDict) -> backbones.Backbone:
         raise UserError(f"config.backbone: {error}") from error
 
 
-def encoder(config: ConfigDict, which: str) -> encoders.Encoder:
+def encoder(config: Config, which: str) -> encoders.Encoder:
     """Builds the reward's or the judge's encoder.
 
     Args:
@@ -128,7 +128,7 @@ def load_discriminator(workdir: Path) -> PyTree:
     return _load(workdir / "discriminator" / "model.safetensors", "discriminator")
 
 
-def features(config: ConfigDict, which: str, params: PyTree) -> Callable[[Float[Array, "..."]], Float[Array, "batch dim"]]:
+def features(config: Config, which: str, params: PyTree) -> Callable[[Float[Array, "..."]], Float[Array, "batch dim"]]:
     """Binds an encoder's weights: images in [-1, 1] -> pooled features.
 
     Args:
@@ -143,7 +143,7 @@ def features(config: ConfigDict, which: str, params: PyTree) -> Callable[[Float[
     return lambda images: network.features(params, images)["pooled"]
 
 
-def reward(config: ConfigDict, encoder_params: PyTree, head: PyTree) -> Callable[..., Float[Array, " batch"]]:
+def reward(config: Config, encoder_params: PyTree, head: PyTree) -> Callable[..., Float[Array, " batch"]]:
     """The discriminator's logit on images: `reward(images, labels) -> [batch]`.
 
     Args:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -56,7 +57,7 @@ def measure(run: Run) -> Callable[[PyTree], dict[str, float]]:
             num_steps=config.evaluate.sampling_steps,
             batch_size=config.evaluate.batch_size,
         )
-        fake = np.asarray(pixels.decode(latents))
+        fake = np.asarray(pixels.decode(jnp.asarray(latents)))
         return {
             f"{space}_frechet": float(frechet.frechet_from_features(real[space], function(fake)))
             for space, function in functions.items()

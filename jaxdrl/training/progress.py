@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any
 
 
 class Progress:
@@ -16,8 +16,8 @@ class Progress:
         *,
         unit: str = "step",
         start: int = 0,
-        seconds: float = 10.0,
-        stream: TextIO | None = None,
+        seconds: float | int = 10.0,
+        stream: Any = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Starts the clock.
@@ -38,7 +38,7 @@ class Progress:
         self._clock, self._began = clock, clock()
         self._last = self._began - (self._every if self._tty else 0.0)
 
-    def update(self, step: int, **shown: float) -> None:
+    def update(self, step: int, **shown: float | int) -> None:
         """Shows a step, if it is time to or if it is the last.
 
         Args:

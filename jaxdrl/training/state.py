@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -20,7 +20,7 @@ class TrainState:
         opt_state: The optimizer's state.
     """
 
-    step: Int[Array, ""]
+    step: PyTree
     params: PyTree
     ema: PyTree
     opt_state: optax.OptState

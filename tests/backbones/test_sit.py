@@ -14,9 +14,7 @@ SIZES = {"SiT-S/2": 32.96, "SiT-B/2": 130.51, "SiT-L/2": 458.10, "SiT-XL/2": 675
 def _random(tree, seed=0, scale=0.3):
     leaves, structure = jax.tree.flatten(tree)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(
-        structure, [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    )
+    return jax.tree.unflatten(structure, [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def _torch_forward(params, x, t, y, patch, heads, frequency_dim, channels):
@@ -104,9 +102,7 @@ def test_remat_changes_memory_not_numbers():
     gradient = lambda network: jax.grad(lambda p: (network.velocity(p, x, t, y) ** 2).sum())  # noqa: E731
     for one, two in zip(jax.tree.leaves(gradient(plain)(params)), jax.tree.leaves(gradient(saved)(params)), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
-    assert "remat" in str(jax.make_jaxpr(gradient(saved))(params)) and "remat" not in str(
-        jax.make_jaxpr(gradient(plain))(params)
-    )
+    assert "remat" in str(jax.make_jaxpr(gradient(saved))(params)) and "remat" not in str(jax.make_jaxpr(gradient(plain))(params))
 
 
 def test_bfloat16_matmuls_keep_float32_weights_and_output():

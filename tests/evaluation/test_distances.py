@@ -64,9 +64,7 @@ def test_moments_merge_and_subtract(cut):
 def test_bootstrap_error_is_the_spread_over_fresh_samples():
     reference = frechet.Reference(Moments.of(X))
     fresh = [reference.distance(Moments.of(RNG.normal(size=(300, 12)) * 0.5)) for _ in range(200)]
-    errors = [
-        frechet.standard_error(reference, RNG.normal(size=(300, 12)) * 0.5, resamples=100, seed=seed) for seed in range(5)
-    ]
+    errors = [frechet.standard_error(reference, RNG.normal(size=(300, 12)) * 0.5, resamples=100, seed=seed) for seed in range(5)]
     assert np.mean(errors) == pytest.approx(np.std(fresh), rel=0.25)
 
 

@@ -11,9 +11,7 @@ from jaxdrl.flow import ode
 NETWORK = backbones.create(
     "SiT", sample_shape=(4, 4, 1), num_classes=3, patch_size=2, width=16, depth=1, num_heads=2, learn_sigma=False
 )
-PARAMS = jax.tree.map(
-    lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(1), leaf.shape), NETWORK.init(jax.random.key(0))
-)
+PARAMS = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key(1), leaf.shape), NETWORK.init(jax.random.key(0)))
 
 
 def _sample(**options):

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
-from ml_collections import ConfigDict
 
 from jaxdrl import data
+from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import calibration, sampling, tilt
 from jaxdrl.rewards import discriminator
@@ -120,7 +120,7 @@ def _train(run: Run, held_out: Pairs) -> State:
     return current
 
 
-def _compiled(config: ConfigDict):
+def _compiled(config: Config):
     """Compiles `validate_every` training steps and one validation."""
     settings, optimizer = config.discriminator, _optimizer(config)
     network = models.encoder(config, "reward")
@@ -158,7 +158,7 @@ def _compiled(config: ConfigDict):
     return train_steps, validate
 
 
-def _initial(config: ConfigDict) -> State:
+def _initial(config: Config) -> State:
     settings = config.discriminator
     head = discriminator.init(
         stage_key(config.seed, "discriminator/init"),
@@ -171,11 +171,11 @@ def _initial(config: ConfigDict) -> State:
     return State(zero, head, _optimizer(config).init(head), head, jnp.asarray(jnp.inf, jnp.float32), zero)
 
 
-def _optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def _optimizer(config: Config) -> optax.GradientTransformation:
     return optax.adam(config.discriminator.learning_rate)
 
 
-def _refresh_steps(config: ConfigDict) -> int:
+def _refresh_steps(config: Config) -> int:
     return config.discriminator.buffer_batches * config.discriminator.buffer_epochs
 
 
@@ -206,7 +206,7 @@ def _fakes(run: Run, base: PyTree, num: int, purpose: str) -> tuple[np.ndarray, 
         num_steps=config.discriminator.sampling_steps,
         batch_size=config.evaluate.batch_size,
     )
-    return np.asarray(models.tokenizer(config).decode(latents)), labels
+    return np.asarray(models.tokenizer(config).decode(jnp.asarray(latents))), labels
 
 
 def _separability(run: Run, head: PyTree, held_out: Pairs) -> dict:

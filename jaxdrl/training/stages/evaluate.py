@@ -8,6 +8,7 @@ All models get the same noise and labels. Samples go through uint8, as published
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdrl import data
@@ -128,7 +129,7 @@ def _generate(run: Run, model: str, num: int, seed: int, guidance: Guidance | No
         batch_size=settings.batch_size,
         guidance=guidance,
     )
-    return np.asarray(models.tokenizer(run.config).decode(latents)), labels
+    return np.asarray(models.tokenizer(run.config).decode(jnp.asarray(latents))), labels
 
 
 def _choose_guidance(run: Run, model: str, validation: np.ndarray) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
 from jaxdrl.algorithms import adjoint_matching
+from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow.memoryless import Schedule
 from jaxdrl.training import compute, mesh, models, state
@@ -81,7 +81,7 @@ def run(run: Run) -> dict:
     }
 
 
-def settings_from(config: ConfigDict) -> adjoint_matching.Settings:
+def settings_from(config: Config) -> adjoint_matching.Settings:
     """Reads `config.posttrain` into the algorithm's settings.
 
     Args:
@@ -127,7 +127,7 @@ def settings_from(config: ConfigDict) -> adjoint_matching.Settings:
     )
 
 
-def initial_state(config: ConfigDict, base) -> State:
+def initial_state(config: Config, base) -> State:
     """The state before the first refresh: the tuned model starts at the base.
 
     Args:
@@ -144,7 +144,7 @@ def initial_state(config: ConfigDict, base) -> State:
     )
 
 
-def compile_step(config: ConfigDict, settings: adjoint_matching.Settings, devices: jax.sharding.Mesh):
+def compile_step(config: Config, settings: adjoint_matching.Settings, devices: jax.sharding.Mesh):
     """Builds the jitted step: (state, (base, encoder, head), key) -> (state, metrics).
 
     Args:
@@ -192,9 +192,7 @@ def compile_step(config: ConfigDict, settings: adjoint_matching.Settings, device
         def collect(part):
             noise, labels, key = part
             scored = lambda x, y: reward(pixels.decode(x), y)  # noqa: E731
-            return adjoint_matching.collect(
-                network.velocity, current.model.params, base, scored, noise, labels, key, settings
-            )
+            return adjoint_matching.collect(network.velocity, current.model.params, base, scored, noise, labels, key, settings)
 
         buffer, collected = _in_chunks(collect, noise, labels, sde_key, options.rollout_batch)
         carry, metrics = jax.lax.scan(
@@ -239,7 +237,7 @@ def _in_chunks(collect, noise, labels, key, size: int):
     return jax.tree.map(join, buffer), jax.tree.map(lambda values: values.mean(axis=0), metrics)
 
 
-def _optimizer(config: ConfigDict):
+def _optimizer(config: Config):
     options = config.posttrain
     return state.make_optimizer(
         learning_rate=options.learning_rate,

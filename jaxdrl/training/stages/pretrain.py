@@ -9,10 +9,10 @@ import math
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from jaxdrl import data
 from jaxdrl.algorithms import flow_matching
+from jaxdrl.config import Config
 from jaxdrl.training import compute, mesh, models, plateau, state
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
@@ -68,7 +68,7 @@ def run_longer(run: Run) -> dict:
     config = run.config
     if not config.evaluate.controls:
         return {"skipped": "config.evaluate.controls is off"}
-    spent = stage_result(run.workdir, "discriminator")["flops"] + compute.posttrain_flops(config)
+    spent = (stage_result(run.workdir, "discriminator") or {}).get("flops", 0.0) + compute.posttrain_flops(config)
     extra = compute.pretrain_steps(config, spent)
     chunk = _chunk(config)
     extra = math.ceil(extra / chunk) * chunk
@@ -80,7 +80,7 @@ def run_longer(run: Run) -> dict:
     return {"steps": extra, "flops": spent, "total_steps": int(final.step)}
 
 
-def initial_state(config: ConfigDict) -> state.TrainState:
+def initial_state(config: Config) -> state.TrainState:
     """The train state at step 0.
 
     Args:
@@ -137,12 +137,12 @@ def train(run: Run, stage: str, start: state.TrainState, first: int, count: int,
     return jax.device_get(current)
 
 
-def _chunk(config: ConfigDict) -> int:
+def _chunk(config: Config) -> int:
     """Steps a compiled call: divides every length that matters, so that a resumed run makes the same calls."""
     return math.gcd(math.gcd(config.pretrain.steps, config.pretrain.curve_every), 50)
 
 
-def _optimizer(config: ConfigDict):
+def _optimizer(config: Config):
     settings = config.pretrain
     optimizer, _ = state.make_optimizer(
         learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps, grad_clip=settings.grad_clip
