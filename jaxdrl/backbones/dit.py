@@ -76,6 +76,9 @@ class SiT(nn.Module):
         learn_sigma: The head has twice the channels, of which the first half is the velocity, as in the published weights.
         dtype: Of the matmuls; weights, norms, softmax and output stay float32.
         remat: "none", or "full": blocks are computed again in the backward pass.
+        scan_layers: One compiled block run `depth` times, its weights stacked under "blocks" (leading axis: the block), so that
+            deep networks compile in the time of one block. Unrolled (False), each block has its own "blocks_i". XLA's cost
+            analysis counts a scanned block once.
     """
 
     sample_shape: tuple[int, int, int]
@@ -89,6 +92,7 @@ class SiT(nn.Module):
     learn_sigma: bool = True
     dtype: Any = jnp.float32
     remat: str = "none"
+    scan_layers: bool = False
 
     @nn.compact
     def __call__(
@@ -115,8 +119,18 @@ class SiT(nn.Module):
         table = self.param("y_embedder", small_normal, (self.num_classes + 1, self.width), jnp.float32)
         c = time + table[y]
         block = nn.remat(Block) if self.remat == "full" else Block
-        for index in range(self.depth):
-            tokens = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{index}")(tokens, c)
+        if self.scan_layers:
+            scanned = nn.scan(
+                lambda block, tokens, c: (block(tokens, c), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=self.depth,
+            )
+            tokens, _ = scanned(block(self.num_heads, self.mlp_ratio, self.dtype, name="blocks"), tokens, c)
+        else:
+            for index in range(self.depth):
+                tokens = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{index}")(tokens, c)
         modulation = make(2 * self.width, name="final_adaLN_modulation", kernel_init=zeros)(jax.nn.silu(c))[:, None]
         shift, scale = jnp.split(modulation, 2, axis=-1)
         out_channels = channels * (2 if self.learn_sigma else 1)
