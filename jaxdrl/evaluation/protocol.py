@@ -59,7 +59,7 @@ def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], sett
     }
 
 
-def spread(values: Float[np.ndarray, "n d"], limit: int) -> Float[np.ndarray, "m d"]:
+def spread(values: Float[np.ndarray, "n ..."], limit: int) -> Float[np.ndarray, "m ..."]:
     """At most `limit` rows, drawn without replacement by a fixed seed (a stride would drop classes).
 
     Args:

@@ -3,6 +3,7 @@
 import html
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -76,7 +77,7 @@ class _Frame:
         return "".join(parts)
 
 
-def lines(title: str, x_label: str, y_label: str, series: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
+def lines(title: str, x_label: str, y_label: str, series: Mapping[str, tuple[Any, Any]]) -> str:
     """A line chart.
 
     Args:
@@ -121,7 +122,7 @@ def scatter(title: str, clouds: Mapping[str, Float[np.ndarray, "n 2"]]) -> str:
     frame = _Frame(every[:, 0], every[:, 1])
     body = frame.axes("first principal direction of the data", "second")
     for index, points in enumerate(clouds.values()):
-        places = [frame.point(a, b) for a, b in points]
+        places = [frame.point(float(a), float(b)) for a, b in points]
         body += "".join(f'<circle class="mark c{index}" cx="{a:.1f}" cy="{b:.1f}" r="1.7"/>' for a, b in places)
     return _figure(title, body, list(clouds))
 

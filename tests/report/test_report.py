@@ -1,0 +1,132 @@
+"""The report: honest words, numbers that are there, a page without requests that a browser renders."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from jaxdrl.errors import UserError
+from jaxdrl.report import build, charts, page, table
+
+VOID = {"meta", "img", "br", "hr", "link", "input", "circle", "line", "polyline"}
+
+
+class Balanced(HTMLParser):
+    """Collects tags that are opened and not closed, and every address that is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.addresses = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_page_is_whole_and_asks_for_nothing(tiny_run):
+    html = (tiny_run / "report.html").read_text()
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == []
+    assert parser.addresses and all(address.startswith("data:") for address in parser.addresses)
+    assert "<script" not in html and "url(" not in html
+    for title in ("The same noise, before and after", "The distances", "Is the base converged?", "How each stage went"):
+        assert title in html
+    for row in table.ROWS.values():
+        assert row in html
+    judge = json.loads((tiny_run / "report.json").read_text())["spaces"]["judge"]
+    assert f"{judge['tuned']:.3f}" in html
+
+
+def _report(tuned, longer=1.0, error=0.01):
+    spaces = {space: {"floor": 0.2, "base": 1.0, "tuned": tuned, "longer_pretraining": longer} for space in table.SPACES}
+    errors = {space: dict.fromkeys(values, error) for space, values in spaces.items()}
+    return {"spaces": spaces, "spaces_se": errors}
+
+
+def test_headline_says_what_happened():
+    assert "50 % smaller in the judge space" in page.headline(_report(0.6))
+    assert "25 % LARGER in the judge space" in page.headline(_report(1.2))
+    assert page.headline(_report(0.95, error=0.1)).count("no clear change") == 3
+    assert "as good or better" in page.headline(_report(0.6, longer=0.5))
+    assert "same compute is worse" in page.headline(_report(0.6, longer=0.9))
+    without = _report(0.6)
+    for values in without["spaces"].values():
+        values.pop("longer_pretraining")
+    assert "compute" not in page.headline(without)
+
+
+def test_excess_over_the_floor():
+    assert table.excess_change(_report(0.6)["spaces"], "judge", "tuned") == pytest.approx(-0.5)
+
+
+def test_table_in_text_and_markdown(tiny_run):
+    result = json.loads((tiny_run / "evaluate" / "result.json").read_text())
+    text, marked = table.plain(result), table.markdown(result)
+    assert text.splitlines()[0].split() == [
+        "FD",
+        "reward",
+        "FD",
+        "judge",
+        "FD",
+        "pixels",
+        "precision",
+        "recall",
+        "coverage",
+        "accuracy",
+        "copies",
+    ]
+    assert len(marked.splitlines()) == 2 + len(result["spaces"]["judge"])
+    for row in result["spaces"]["judge"].values():
+        assert f"{row:.3f}" in text and f"{row:.3f}" in marked
+
+
+def test_report_without_an_evaluation_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no evaluation"):
+        build.write(tmp_path)
+
+
+def test_ticks_are_round_and_cover_the_range():
+    assert charts.ticks(0.0, 1.0) == [0.0, 0.5, 1.0]
+    for low, high in ((-3.7, 12.1), (1e-5, 4e-5), (990.0, 1003.0), (-1.0, -0.5)):
+        found = charts.ticks(low, high)
+        assert 2 <= len(found) <= 7 and all(low - 1e-9 <= value <= high + 1e-9 for value in found)
+    assert charts.number(20000.0) == "20k" and charts.number(0.25) == "0.25"
+
+
+def test_charts_draw_every_point_and_skip_what_is_not_finite():
+    drawn = charts.lines("t", "x", "y", {"a": ([1, 2, 3], [1.0, float("nan"), 2.0]), "b": ([1], [5.0])})
+    assert drawn.count("<circle") == 3 and drawn.count("<polyline") == 2 and "nan" not in drawn
+    assert "no data" in charts.lines("t", "x", "y", {"a": ([1.0], [float("inf")])})
+    cloud = charts.scatter("t", {"data": np.zeros((5, 2)), "base": np.ones((4, 2))})
+    assert cloud.count("<circle") == 9
+    assert charts.histogram("t", "x", {"a": np.arange(100.0)}).count("<polyline") == 1
+    long = charts.lines("t", "x", "y", {"a": (range(10_000), np.arange(10_000.0))})
+    assert len(re.search(r'points="([^"]*)"', long).group(1).split()) == 300
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_renders_it(tiny_run, tmp_path, width):
+    picture = tmp_path / "page.png"
+    flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-quic"
+    flags += " --disable-background-networking --disable-component-update --disable-sync"
+    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
+    command += [f"--window-size={width},1500", (tiny_run / "report.html").as_uri()]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(picture).convert("L"))
+    assert pixels.shape == (1500, width)
+    assert pixels.std() > 10 and (pixels < 80).mean() > 0.01
