@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.data.image_shape = (32, 32, 3)
     config.data.horizontal_flip = True
     for which in ("reward", "judge"):
-        config.encoders[which].update(width=192, depth=6, feature_dim=192, steps=20000, batch_size=512)
+        config.encoders[which].update(width=192, depth=6, feature_dim=192, patch_size=4, steps=20000, batch_size=512)
     config.backbone.update(width=384, depth=12, num_heads=6, frequency_dim=256, dtype="bfloat16")
     config.pretrain.update(from_scratch=True, steps=200000, batch_size=256, learning_rate=1e-4, ema_decay=0.9999)
     config.pretrain.update(curve_every=10000, curve_samples=10000)
@@ -37,6 +37,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "tiny":
         config = jaxdrl_config.tiny(config)
         config.data.name = "synthetic"
+        config.encoders.reward.patch_size = 8
+        config.backbone.patch_size = 8
         return config
     jaxdrl_config.check_variant(variant)
     return config

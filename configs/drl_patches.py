@@ -27,6 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.name = "drl_patches"
     config.data.name = "patches"
     config.pretrain.steps = 60000
+    config.posttrain.update(reward_scale=3.0, refreshes=48)
     if variant == "tiny":
         return jaxdrl_config.tiny(config)
     jaxdrl_config.check_variant(variant)

@@ -126,6 +126,7 @@ def _encoder(name: str, objective: str) -> Config:
             "width": 64,
             "depth": 3,
             "feature_dim": 64,
+            "patch_size": 2,  # small-vit only
             "steps": 3000,
             "batch_size": 128,
             "learning_rate": 1e-3,

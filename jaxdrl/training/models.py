@@ -67,6 +67,7 @@ def encoder(config: Config, which: str) -> encoders.Encoder:
         UserError: If the name is unknown or the sizes do not fit.
     """
     sizes = config.encoders[which]
+    overrides = {"patch_size": sizes.patch_size} if sizes.name == "small-vit" else {}
     try:
         return encoders.create(
             sizes.name,
@@ -74,6 +75,7 @@ def encoder(config: Config, which: str) -> encoders.Encoder:
             width=sizes.width,
             depth=sizes.depth,
             feature_dim=sizes.feature_dim,
+            **overrides,
         )
     except ValueError as error:
         raise UserError(f"config.encoders.{which}: {error}") from error

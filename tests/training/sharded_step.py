@@ -19,7 +19,7 @@ def main():
     recipe = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(recipe)
     config = recipe.get_config("tiny")
-    config.posttrain.update(buffer_size=32, batch_size=16, learning_rate=1e-3)
+    config.posttrain.update(buffer_size=32, rollout_batch=16, batch_size=16, learning_rate=1e-3)
     if sys.argv[1] == "one":
         devices = jax.make_mesh((1, 1, 1), mesh.AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3)
     else:
