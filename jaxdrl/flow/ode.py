@@ -83,50 +83,58 @@ def integrate(
         method: "heun" (2) or "euler" (1).
 
     Returns:
-        States at all grid points, the first being `x`. (Under jit the states that are not used are not kept.)
+        States at all grid points, the first being `x`.
 
     Raises:
         ValueError: If the method is unknown.
     """
+    states = _integrate(velocity, x, grid, method, keep=True)[1]
+    return jnp.concatenate([x[None], states])
+
+
+def sample(
+    velocity: Velocity, x: Float[Array, "batch ..."], grid: Float[Array, " points"], *, method: str = "heun"
+) -> Float[Array, "batch ..."]:
+    """The end of `integrate`, with no other state kept in memory.
+
+    Args:
+        velocity: v(x, t), guidance included.
+        x: Noise, the state at grid[0].
+        grid: Ascending times.
+        method: "heun" (2) or "euler" (1).
+
+    Returns:
+        The state at the last time.
+
+    Raises:
+        ValueError: If the method is unknown.
+    """
+    return _integrate(velocity, x, grid, method, keep=False)[0]
+
+
+def _integrate(velocity: Velocity, x, grid, method: str, keep: bool):
+    """Returns the last state and, where `keep` is set, the states at grid[1] .. grid[-1]."""
     if method not in ("heun", "euler"):
         raise ValueError(f"method must be heun or euler, got {method!r}")
 
     def slope(x, t):
         return velocity(x, jnp.full(x.shape[0], t, x.dtype))
 
-    def euler(x, times):
-        t, after = times
-        new = x + (after - t) * slope(x, t)  # (1)
-        return new, new
+    def euler(x, t, after):
+        return x + (after - t) * slope(x, t)  # (1)
 
-    def heun(x, times):
-        t, after = times
+    def heun(x, t, after):
         first = slope(x, t)
         second = slope(x + (after - t) * first, after)
-        new = x + 0.5 * (after - t) * (first + second)  # (2)
-        return new, new
+        return x + 0.5 * (after - t) * (first + second)  # (2)
 
-    times = (grid[:-1], grid[1:])
+    def step(x, times):
+        new = (heun if method == "heun" else euler)(x, *times)
+        # A stacked output that nobody reads is not always removed by the compiler, so it is not made.
+        return new, new if keep else None
+
     if method == "euler":
-        _, states = jax.lax.scan(euler, x, times)
-        return jnp.concatenate([x[None], states])
-    before_last, states = jax.lax.scan(heun, x, jax.tree.map(lambda part: part[:-1], times))
-    last, _ = euler(before_last, (grid[-2], grid[-1]))
-    return jnp.concatenate([x[None], states, last[None]])
-
-
-def sample(
-    velocity: Velocity, x: Float[Array, "batch ..."], grid: Float[Array, " points"], *, method: str = "heun"
-) -> Float[Array, "batch ..."]:
-    """The end of `integrate`.
-
-    Args:
-        velocity: v(x, t).
-        x: Noise.
-        grid: Ascending times.
-        method: "heun" or "euler".
-
-    Returns:
-        The state at the last time.
-    """
-    return integrate(velocity, x, grid, method=method)[-1]
+        return jax.lax.scan(step, x, (grid[:-1], grid[1:]))
+    before_last, states = jax.lax.scan(step, x, (grid[:-2], grid[1:-1]))
+    last = euler(before_last, grid[-2], grid[-1])
+    return last, jnp.concatenate([states, last[None]]) if keep else None

@@ -21,7 +21,7 @@ def spaces(run: Run) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         run: The run, with its encoders trained.
 
     Returns:
-        "reward", "judge" and "pixels".
+        "reward", "judge" and "pixels" (averaged over squares so that the side is at most 16).
     """
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     for which in ("reward", "judge"):
@@ -29,8 +29,17 @@ def spaces(run: Run) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         network = models.encoder(run.config, which)
         compiled = jax.jit(lambda params, images, network=network: network.features(params, images)["pooled"])
         functions[which] = lambda images, compiled=compiled, params=params: _in_batches(compiled, params, images)
-    functions["pixels"] = lambda images: np.asarray(images, np.float32).reshape(len(images), -1)
+    functions["pixels"] = _thumbnails
     return functions
+
+
+def _thumbnails(images: np.ndarray, side: int = 16) -> np.ndarray:
+    """Pixels as features; large images are averaged over squares: a covariance of 3072 dimensions takes minutes."""
+    n, height, width, channels = images.shape
+    factor = max(1, height // side)
+    if factor > 1 and height % factor == 0 and width % factor == 0:
+        images = images.reshape(n, height // factor, factor, width // factor, factor, channels).mean(axis=(2, 4))
+    return np.asarray(images, np.float32).reshape(n, -1)
 
 
 def measure(run: Run) -> Callable[[PyTree], dict[str, float]]:

@@ -9,7 +9,7 @@ import pytest
 
 from jaxdrl.algorithms import adjoint_matching as am
 from jaxdrl.flow import ode
-from jaxdrl.flow.memoryless import Schedule
+from jaxdrl.flow.memoryless import Schedule, lean_adjoint
 from tests.flow.gaussians import gaussian_velocity, mixture_velocity
 
 LABEL = jnp.zeros
@@ -26,114 +26,148 @@ def _collect(velocity, params, base, reward, settings, batch=4000, dim=1, seed=0
     return am.collect(velocity, params, base, reward, noise, LABEL(batch, jnp.int32), key, settings)
 
 
-def _table_velocity(times, base):
-    """The base plus a free shift at every grid time: contains the optimum for a linear reward on Gaussian data."""
-
-    def velocity(params, x, t, y):
-        shift = jnp.stack([jnp.interp(t, times, params["shift"][:, i]) for i in range(x.shape[-1])], axis=-1)
-        return base(x, t) + shift
-
-    return velocity
-
-
 # Data N(m, s^2), reward b x: the tilted law is N(m + lambda b s^2, s^2). Sampled with the ODE, the paper's offsets over-tilt by
 # 4.9 % at K = 50; without the offset in the gain the ratio is 1.0005.
 @pytest.mark.parametrize(("gain_eps", "ratio"), [(None, 1.0488), (0.0, 1.0005)])
-def test_tilt_of_a_gaussian_under_a_linear_reward(gain_eps, ratio):
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
+def test_tilt_of_a_gaussian_under_a_linear_reward(gain_eps, ratio, scale):
     mean, std, tilt, steps = 0.3, 0.7, 1.5, 50
-    settings = _settings(steps, gain_eps=gain_eps)
+    settings = _settings(steps, scale, gain_eps=gain_eps)
+    times = jnp.asarray(settings.schedule.times)
     base = gaussian_velocity(mean, std)
-    velocity = _table_velocity(settings.schedule.times, base)
-    zero = {"shift": jnp.zeros((steps + 1, 1))}
-    buffer, _ = _collect(velocity, zero, zero, lambda x, y: tilt * x[:, 0], settings, batch=64)
+
+    def velocity(params, x, t, y):
+        return base(x, t) + jnp.interp(t, times, params)[:, None]  # a shift at every time: contains the optimum
+
+    zero = jnp.zeros(steps + 1)
+    buffer, _ = _collect(velocity, zero, zero, lambda x, y: tilt / scale * x[:, 0], settings, batch=16)
     # The optimum of the regression at each step is the target's offset from the base, which does not depend on x here.
-    offsets = buffer.targets - jax.vmap(lambda x: base(x, jnp.asarray(settings.schedule.times[:-1])))(buffer.states)
+    offsets = buffer.targets - jax.vmap(lambda x: base(x, times[:-1]))(buffer.states)
     np.testing.assert_allclose(offsets.std(axis=0), 0, atol=2e-4)
-    params = {"shift": jnp.concatenate([offsets.mean(axis=0), jnp.zeros((1, 1))])}
-    noise = jax.random.normal(jax.random.key(1), (2000, 1))
-
-    def end(params):
-        return ode.sample(lambda x, t: velocity(params, x, t, None), noise, ode.uniform_grid(400), method="euler").mean()
-
-    shift = float(end(params) - end(zero))  # same noise: the difference has no Monte-Carlo error
-    assert shift / (tilt * std**2) == pytest.approx(ratio, abs=0.003)
+    params = jnp.append(offsets.mean(axis=(0, 2)), 0.0)
+    noise = jax.random.normal(jax.random.key(1), (16, 1))
+    end = jax.jit(lambda p: ode.sample(lambda x, t: velocity(p, x, t, None), noise, ode.uniform_grid(400), method="euler"))
+    shift = float((end(params) - end(zero)).mean())  # same noise: the difference has no Monte-Carlo error
+    assert shift / (tilt * std**2) == pytest.approx(ratio, abs=0.002)
 
 
-def _mlp(dim, width=64):
-    class Residual(nn.Module):
-        @nn.compact
-        def __call__(self, x, t):
-            h = jnp.concatenate([x, t[:, None], jnp.sin(jnp.pi * t)[:, None]], axis=-1)
-            for _ in range(2):
-                h = nn.gelu(nn.Dense(width)(h))
-            return nn.Dense(dim, kernel_init=nn.initializers.zeros)(h)
-
-    return Residual()
+SCALES = (0.5, 1.0, 2.0)
 
 
-def _tune(base, reward, dim, scale, steps=25, refreshes=30, updates=24, batch=1500, seed=0):
-    """Trains base + small network with the algorithm as shipped (gain_eps = 0)."""
-    settings = _settings(steps, scale, gain_eps=0.0, outlier_mask=False)
-    network = _mlp(dim)
-    velocity = lambda params, x, t, y: base(x, t) + (network.apply(params, x, t) if params is not None else 0.0)  # noqa: E731
-    params = network.init(jax.random.key(seed), jnp.zeros((1, dim)), jnp.zeros(1))
-    total = refreshes * updates
-    optimizer = optax.chain(optax.clip_by_global_norm(50.0), optax.adam(optax.cosine_decay_schedule(4e-3, total)))
+def _tune(velocity, params, reward, dim, *, steps, refreshes, learning_rate, batch=2000, part=250, updates=16):
+    """Trains with `collect` and `loss` as shipped (gain_eps = 0) at every scale; returns ODE samples [scale, 40000, dim].
 
-    @jax.jit
-    def refresh(carry, key):
-        params, opt_state = carry
+    The scale multiplies the reward, so that one compiled function serves all; that `reward_scale` does the same is shown above.
+    """
+    settings = _settings(steps, 1.0, gain_eps=0.0, outlier_mask=False)
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, refreshes * updates))
+    labels = LABEL(batch, jnp.int32)
+
+    def refresh(scale, carry, key):
         noise_key, sde_key, update_key = jax.random.split(key, 3)
         noise = jax.random.normal(noise_key, (batch, dim))
-        buffer, metrics = am.collect(velocity, params, None, reward, noise, LABEL(batch, jnp.int32), sde_key, settings)
+        scaled = lambda x, y: scale * reward(x)  # noqa: E731
+        buffer, _ = am.collect(velocity, carry[0], None, scaled, noise, labels, sde_key, settings)
 
-        def update(carry, key):
+        def update(carry, inputs):
             params, opt_state = carry
-            pick, subset = jax.random.split(key)
-            part = jax.tree.map(lambda v: v[jax.random.permutation(pick, batch)[:500]], buffer)
-            grads = jax.grad(lambda p: am.loss(velocity, p, part, subset, jnp.zeros(()), settings)[0])(params)
-            updates_, opt_state = optimizer.update(grads, opt_state)
-            return (optax.apply_updates(params, updates_), opt_state), None
+            index, key = inputs
+            start = index % (batch // part) * part
+            rows = jax.tree.map(lambda v: jax.lax.dynamic_slice_in_dim(v, start, part), buffer)
+            grads = jax.grad(lambda p: am.loss(velocity, p, rows, key, jnp.zeros(()), settings)[0])(params)
+            change, opt_state = optimizer.update(grads, opt_state)
+            return (optax.apply_updates(params, change), opt_state), None
 
-        return jax.lax.scan(update, (params, opt_state), jax.random.split(update_key, updates))[0], metrics
+        return jax.lax.scan(update, carry, (jnp.arange(updates), jax.random.split(update_key, updates)))
 
-    carry = (params, optimizer.init(params))
-    for key in jax.random.split(jax.random.key(seed + 1), refreshes):
-        carry, _ = refresh(carry, key)
-    noise = jax.random.normal(jax.random.key(99), (40_000, dim))
-    return ode.sample(lambda x, t: velocity(carry[0], x, t, None), noise, ode.uniform_grid(50))
+    def run(scale):
+        keys = jax.random.split(jax.random.key(1), refreshes)
+        carry, _ = jax.lax.scan(lambda c, k: refresh(scale, c, k), (params, optimizer.init(params)), keys)
+        noise = jax.random.normal(jax.random.key(99), (40_000, dim))
+        return ode.sample(lambda x, t: velocity(carry[0], x, t, None), noise, ode.uniform_grid(steps))
+
+    return np.asarray(jax.jit(lambda scales: jax.lax.map(run, scales))(jnp.asarray(SCALES)))
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_tuned_law_in_one_dimension(scale):
-    """A two-component mixture under a quadratic reward: mean and spread of the tilted law from a fine quadrature."""
-    weights, means, stds = [0.4, 0.6], [[-1.0], [0.9]], [0.4, 0.3]
-    reward = lambda x, y: -0.5 * (x[:, 0] - 0.3) ** 2 + 0.4 * x[:, 0]  # noqa: E731
-    samples = _tune(mixture_velocity(weights, means, stds), reward, 1, scale)[:, 0]
+LINE = ([0.4, 0.6], [[-0.8], [0.8]], [0.5, 0.4])
+PLANE = ([0.3, 0.3, 0.4], [[-1.0, -0.5], [1.0, -0.5], [0.0, 1.0]], [0.5, 0.5, 0.4])
+
+
+def _line_reward(x):
+    return -0.5 * (x[:, 0] - 0.3) ** 2 + 0.4 * x[:, 0]
+
+
+def _plane_reward(x):
+    return jnp.sin(1.5 * x[:, 0]) + 0.3 * x[:, 0] * x[:, 1]
+
+
+@pytest.fixture(scope="module")
+def tuned_line():
+    """The exact velocity plus a table: at each step a piecewise linear function of x on 25 knots in [-3, 3]."""
+    steps, knots, base = 30, 25, mixture_velocity(*LINE)
+
+    def velocity(params, x, t, y):
+        if params is None:
+            return base(x, t)
+        row = jnp.clip(jnp.round(t * steps).astype(int), 0, steps - 1) * knots
+        place = jnp.clip((x[:, 0] + 3) / 6 * (knots - 1), 0, knots - 1.001)
+        left = place.astype(int)
+        table, share = params.reshape(-1), place - left
+        return base(x, t) + ((1 - share) * table[row + left] + share * table[row + left + 1])[:, None]
+
+    start = jnp.zeros((steps, knots))
+    return _tune(velocity, start, _line_reward, 1, steps=steps, refreshes=40, learning_rate=0.1)
+
+
+@pytest.fixture(scope="module")
+def tuned_plane():
+    """The exact velocity plus a network of 1300 parameters."""
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x, t):
+            t = t[:, None]
+            h = jnp.concatenate([x, t, jnp.sin(jnp.pi * t), jnp.cos(jnp.pi * t)], axis=-1)
+            for _ in range(2):
+                h = nn.gelu(nn.Dense(32)(h))
+            return nn.Dense(2, kernel_init=nn.initializers.zeros)(h)
+
+    network, base = Network(), mixture_velocity(*PLANE)
+    velocity = lambda params, x, t, y: base(x, t) + (0.0 if params is None else network.apply(params, x, t))  # noqa: E731
+    start = network.init(jax.random.key(0), jnp.zeros((1, 2)), jnp.zeros(1))
+    return _tune(velocity, start, _plane_reward, 2, steps=25, refreshes=40, learning_rate=0.01)
+
+
+# Monte-Carlo error of the 40 000 samples is .005. Measured over seeds: means within .02, spreads within .02, W1 within .03; the
+# base and the tilt at half or twice the scale are .1 and more away.
+@pytest.mark.parametrize("index", range(3))
+def test_tuned_law_in_one_dimension(tuned_line, index):
+    """A two-component mixture under a quadratic reward, against the tilted law from a fine quadrature."""
     x = np.linspace(-4, 4, 8001)
-    density = sum(w * np.exp(-0.5 * ((x - m[0]) / s) ** 2) / s for w, m, s in zip(weights, means, stds, strict=True)) * np.exp(
-        scale * np.asarray(reward(jnp.asarray(x)[:, None], None))
-    )
+    density = sum(w * np.exp(-0.5 * ((x - m[0]) / s) ** 2) / s for w, m, s in zip(*LINE, strict=True))
+    density = density * np.exp(SCALES[index] * np.asarray(_line_reward(x[:, None]), np.float64))
     density /= density.sum()
-    mean, spread = (density * x).sum(), np.sqrt((density * (x - (density * x).sum()) ** 2).sum())
-    # Monte-Carlo error of 40 000 samples is .005; the rest is K = 25 (W1 about .012) and the fit.
-    assert abs(float(samples.mean()) - mean) < 0.04, (float(samples.mean()), mean)
-    assert abs(float(samples.std()) - spread) < 0.04, (float(samples.std()), spread)
+    samples = np.sort(tuned_line[index, :, 0])
+    mean = density @ x
+    assert samples.mean() == pytest.approx(mean, abs=0.04)
+    assert samples.std() == pytest.approx(np.sqrt(density @ (x - mean) ** 2), abs=0.04)
+    quantiles = np.interp((np.arange(len(samples)) + 0.5) / len(samples), np.cumsum(density), x)
+    assert np.abs(samples - quantiles).mean() < 0.045
 
 
-@pytest.mark.parametrize("scale", [0.5, 1.0, 2.0])
-def test_tuned_law_and_share_of_the_ideal_shift_in_two_dimensions(scale):
-    """Four modes in the plane and a reward that is not linear; >= 90 % of the ideal shift in reward is reached."""
-    weights, means, stds = [0.25] * 4, [[-1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [1.0, 1.0]], [0.3, 0.3, 0.3, 0.3]
-    reward = lambda x, y: jnp.sin(1.5 * x[:, 0]) + 0.5 * x[:, 0] * x[:, 1]  # noqa: E731
-    samples = _tune(mixture_velocity(weights, means, stds), reward, 2, scale)
+@pytest.mark.parametrize("index", range(3))
+def test_tuned_law_and_share_of_the_ideal_shift_in_two_dimensions(tuned_plane, index):
+    """Three modes in the plane and a reward that is not linear; a trained network reaches 90 % of the ideal shift in reward."""
     rng = np.random.default_rng(0)
-    base = np.asarray(means)[rng.integers(0, 4, 400_000)] + 0.3 * rng.normal(size=(400_000, 2))
-    values = np.asarray(reward(jnp.asarray(base, jnp.float32), None), np.float64)
-    tilt = np.exp(scale * values) / np.exp(scale * values).sum()
-    ideal, start = (tilt * values).sum(), values.mean()
-    share = (float(reward(samples, None).mean()) - start) / (ideal - start)
-    assert 0.9 <= share <= 1.1, share
+    weights, means, stds = (np.asarray(part) for part in PLANE)
+    pick = rng.choice(3, size=1_000_000, p=weights)
+    base = means[pick] + stds[pick][:, None] * rng.normal(size=(len(pick), 2))
+    values = np.asarray(_plane_reward(jnp.asarray(base, jnp.float32)), np.float64)
+    tilt = np.exp(SCALES[index] * values)
+    tilt /= tilt.sum()
+    samples = tuned_plane[index]
+    share = (float(_plane_reward(samples).mean()) - values.mean()) / (tilt @ values - values.mean())
+    assert 0.9 <= share <= 1.05, share
     np.testing.assert_allclose(samples.mean(axis=0), tilt @ base, atol=0.07)
     np.testing.assert_allclose(samples.std(axis=0), np.sqrt(tilt @ (base - tilt @ base) ** 2), atol=0.07)
 
@@ -157,8 +191,6 @@ def test_without_reward_the_base_is_a_stationary_point():
 
 def test_gradient_with_respect_to_the_velocity_is_twice_the_adjoint():
     """At v_theta = v_base: dL/dv_k = 2 A_k for each k, whatever sigma_k is; the adjoint comes from an explicit recursion."""
-    from jaxdrl.flow.memoryless import lean_adjoint
-
     velocity, params, settings, batch = _problem(timestep_fraction=1.0, outlier_mask=False)
     reward = lambda x, y: jnp.sin(x).sum(axis=-1)  # noqa: E731
     buffer, _ = _collect(velocity, params, params, reward, settings, batch, 2)
@@ -202,7 +234,8 @@ def test_mean_over_the_subset_is_the_sum_divided_by_its_size():
 
 def test_outlier_mask_follows_its_formula():
     velocity, params, settings, _ = _problem()
-    buffer, _ = _collect(velocity, params, params, lambda x, y: x[:, 0], settings, 40, 2)
+    # Not a linear reward: its adjoints are the same for all trajectories, and rounding would decide which lie above the quantile.
+    buffer, _ = _collect(velocity, params, params, lambda x, y: jnp.sin(x[:, 0]), settings, 40, 2)
     buffer = buffer._replace(targets=buffer.targets.at[3].add(100.0))
     value, (first, metrics) = am.loss(velocity, params, buffer, jax.random.key(1), jnp.zeros(()), settings)
     assert float(metrics["masked_share"]) == pytest.approx(4 / 40)
