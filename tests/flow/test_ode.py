@@ -46,6 +46,16 @@ def test_number_of_evaluations(method):
     assert len(calls) == ode.evaluations(steps, method) == (11 if method == "heun" else 6)
 
 
+@pytest.mark.parametrize("method", ["heun", "euler"])
+def test_sampling_keeps_no_trajectory(method):
+    x, grid = jax.random.normal(jax.random.key(0), (1000, 10)), ode.uniform_grid(50)
+    sample = jax.jit(lambda x: ode.sample(gaussian_velocity(MEAN, STD), x, grid, method=method))
+    np.testing.assert_array_equal(
+        sample(x), jax.jit(lambda x: ode.integrate(gaussian_velocity(MEAN, STD), x, grid, method=method))(x)[-1]
+    )
+    assert sample.lower(x).compile().memory_analysis().temp_size_in_bytes < 5 * x.nbytes
+
+
 def test_last_heun_step_is_euler():
     grid = jnp.array([0.0, 0.5, 1.0])
     states = ode.integrate(lambda x, t: t[:, None] * jnp.ones_like(x), jnp.zeros((1, 1)), grid)
@@ -58,6 +68,7 @@ def test_shifted_grid_is_raes():
     expected = 1 - shift * s / (1 + (shift - 1) * s)
     np.testing.assert_allclose(ode.shifted_grid(steps, shift), expected, atol=1e-6)
     np.testing.assert_allclose(ode.shifted_grid(steps, 1.0), ode.uniform_grid(steps), atol=1e-6)
+    assert float(ode.shifted_grid(2, 3.0)[1]) == pytest.approx(0.25)  # half of the steps in the quarter next to the noise
     with pytest.raises(ValueError, match="shift"):
         ode.shifted_grid(4, 0.0)
     with pytest.raises(ValueError, match="num_steps"):
