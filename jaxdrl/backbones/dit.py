@@ -124,7 +124,7 @@ class SiT(nn.Module):
                 lambda block, tokens, c: (block(tokens, c), None),
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=nn.broadcast,
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
                 length=self.depth,
             )
             tokens, _ = scanned(block(self.num_heads, self.mlp_ratio, self.dtype, name="blocks"), tokens, c)

@@ -12,6 +12,7 @@ with Heun's last step replaced by (1): 2 n - 1 evaluations, and none at t = 1.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -112,7 +113,7 @@ def sample(
     return _integrate(velocity, x, grid, method, keep=False)[0]
 
 
-def _integrate(velocity: Velocity, x, grid, method: str, keep: bool):
+def _integrate(velocity: Velocity, x: Any, grid: Any, method: str, keep: bool) -> tuple[Any, Any]:
     """Returns the last state and, where `keep` is set, the states at grid[1] .. grid[-1]."""
     if method not in ("heun", "euler"):
         raise ValueError(f"method must be heun or euler, got {method!r}")
@@ -135,6 +136,7 @@ def _integrate(velocity: Velocity, x, grid, method: str, keep: bool):
 
     if method == "euler":
         return jax.lax.scan(step, x, (grid[:-1], grid[1:]))
+    states: Any
     before_last, states = jax.lax.scan(step, x, (grid[:-2], grid[1:-1]))
     last = euler(before_last, grid[-2], grid[-1])
     return last, jnp.concatenate([states, last[None]]) if keep else None
