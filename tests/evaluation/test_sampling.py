@@ -29,7 +29,7 @@ def test_batch_size_does_not_matter():
 def test_against_a_sampler_written_out():
     images, labels = _sample()
     noise = jnp.stack([jax.random.normal(jax.random.fold_in(jax.random.key(4), i), (4, 4, 1)) for i in range(10)])
-    expected = ode.sample(lambda x, t: NETWORK.velocity(PARAMS, x, t, labels), noise, ode.uniform_grid(3))
+    expected = ode.sample(lambda x, t: NETWORK.velocity(PARAMS, x, t, jnp.asarray(labels)), noise, ode.uniform_grid(3))
     np.testing.assert_allclose(images, expected, atol=1e-5)
 
 
