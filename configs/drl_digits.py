@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = jaxdrl_config.small(jaxdrl_config.default())
     config.name = "drl_digits"
     config.data.name = "digits"
-    config.pretrain.steps = 100000
+    config.pretrain.steps = 150000
     if variant == "tiny":
         return jaxdrl_config.tiny(config)
     jaxdrl_config.check_variant(variant)

@@ -52,6 +52,7 @@ def tiny(config: Config) -> Config:
         config.encoders[which].update(width=16, depth=1, feature_dim=16, steps=20, batch_size=20)
     config.backbone.update(width=16, depth=1, num_heads=2, frequency_dim=16, dtype="float32")
     config.pretrain.update(from_scratch=True, steps=60, batch_size=20, warmup_steps=5, curve_every=30, curve_samples=40)
+    config.pretrain.decay_steps = min(config.pretrain.decay_steps, 30)
     config.pretrain.ema_decay = 0.9
     config.discriminator.update(width=16, batch_size=20, steps=40, buffer_batches=4, buffer_epochs=5, validate_every=10)
     config.discriminator.sampling_steps = 4
@@ -67,7 +68,7 @@ def tiny(config: Config) -> Config:
 def small(config: Config) -> Config:
     """The sizes that the two embedded data sets share: 8 x 8 grey images, a generator of 12 000 parameters.
 
-    lambda = 1 without R1 is the paper's theory setting; K = 20 with `gain_eps` = 0 replaces K = 100 (see `flow/memoryless.py`).
+    lambda = 1 without R1 is the paper's theory setting; K = 40 with small offsets replaces K = 100 (see `flow/memoryless.py`).
 
     Args:
         config: A recipe; changed in place.
@@ -75,14 +76,17 @@ def small(config: Config) -> Config:
     Returns:
         The same config.
     """
-    config.encoders.reward.update(width=48, depth=3, feature_dim=48, steps=2500, batch_size=64, learning_rate=2e-3)
+    config.encoders.reward.update(width=48, depth=3, feature_dim=96, steps=2500, batch_size=64, learning_rate=2e-3)
     config.encoders.judge.update(width=24, depth=2, feature_dim=64, steps=1500, batch_size=64, learning_rate=2e-3)
     config.backbone.update(width=16, depth=2, num_heads=2, frequency_dim=64)
-    config.pretrain.update(steps=60000, batch_size=64, learning_rate=1e-3, ema_decay=0.9995, curve_every=5000, curve_samples=2000)
+    config.pretrain.update(steps=100000, decay_steps=20000, batch_size=64, learning_rate=2e-3, ema_decay=0.9998)
+    config.pretrain.update(curve_every=5000, curve_samples=2000)
     config.discriminator.update(width=64, learning_rate=1e-3, batch_size=256, steps=1600, buffer_batches=16)
     config.discriminator.update(buffer_epochs=10, validate_every=20, patience=15, sampling_steps=25)
-    config.posttrain.update(reward_scale=1.0, num_timesteps=20, gain_eps=0.0, buffer_size=512, batch_size=128)
-    config.posttrain.update(refreshes=24, epochs=4, learning_rate=3e-4, warmup_steps=50, decay="cosine")
+    config.posttrain.update(reward_scale=1.0, num_timesteps=40, timestep_fraction=0.2, time_offset=0.01, noise_offset=0.0)
+    config.posttrain.update(
+        buffer_size=512, batch_size=128, refreshes=48, epochs=4, learning_rate=3e-4, warmup_steps=50, decay="cosine"
+    )
     config.posttrain.update(grad_clip=1.0, ema_decay=0.99, rollout_batch=128)
     config.evaluate.update(num_samples=3000, batch_size=250, tilt_pool=3, guidance_samples=1000)
     return config
@@ -127,6 +131,7 @@ def _encoder(name: str, objective: str) -> Config:
             "depth": 3,
             "feature_dim": 64,
             "patch_size": 2,  # small-vit only
+            "augmentation": 1.0,  # strength of the views' zoom, shift, contrast, brightness and noise
             "steps": 3000,
             "batch_size": 128,
             "learning_rate": 1e-3,
@@ -158,7 +163,8 @@ def _pretrain() -> Config:
     return ml_collections.ConfigDict(
         {
             "from_scratch": False,  # train base and encoders here, or start from those in the package
-            "steps": 20000,
+            "steps": 20000,  # of the trunk, at a constant learning rate
+            "decay_steps": 0,  # then of the branch in which it falls to 0; see stages/pretrain.py
             "batch_size": 128,
             "learning_rate": 1e-3,
             "warmup_steps": 500,
@@ -196,7 +202,9 @@ def _posttrain() -> Config:
             "reward_scale": 10.0,  # lambda
             "num_timesteps": 100,  # K
             "integrator": "local_linear",  # local_linear | euler_maruyama
-            "gain_eps": -1.0,  # offset in the gain of the target; negative: the paper's, 1/K
+            "time_offset": -1.0,  # delta of the memoryless SDE; negative: the paper's, 1/K
+            "noise_offset": -1.0,  # its epsilon; negative: the paper's, 1/K
+            "gain_eps": -1.0,  # epsilon in the gain of the target; negative: as noise_offset
             "timestep_fraction": 0.4,
             "timestep_split": 0.6,
             "subset_reduction": "sum",  # sum | mean

@@ -57,13 +57,26 @@ def test_report_has_the_promised_keys(tiny_run):
 def test_every_stage_left_its_result_and_no_checkpoints(tiny_run):
     for stage in STAGES:
         assert (tiny_run / stage / "result.json").exists(), stage
-        assert not (tiny_run / stage / "checkpoints").exists(), stage
+        assert not list((tiny_run / stage).glob("checkpoints*")), stage
 
 
 def test_the_tuned_model_is_not_the_base(tiny_run):
     base, tuned = (files.load_tree(tiny_run / stage / "model.safetensors") for stage in ("pretrain", "posttrain"))
     assert files.fingerprint(base) != files.fingerprint(tuned)
     assert list(files.named_leaves(base)) == list(files.named_leaves(tuned))
+
+
+def test_base_and_control_branch_off_the_trunk(tiny_run):
+    """The trunk's rate is constant; the base is the end of a branch, the control that of a branch further on."""
+    config, control = (json.loads((tiny_run / name).read_text()) for name in ("config.json", "longer/result.json"))
+    steps, decay = config["pretrain"]["steps"], config["pretrain"]["decay_steps"]
+    assert decay > 0
+    trunks = [files.load_tree(tiny_run / stage / "state.safetensors") for stage in ("pretrain", "longer")]
+    assert [int(trunk["step"]) for trunk in trunks] == [steps, steps + control["steps"]]
+    assert control["total_steps"] == steps + control["steps"] + decay
+    for stage, trunk in zip(("pretrain", "longer"), trunks, strict=True):
+        branch = files.load_tree(tiny_run / stage / "model.safetensors")
+        assert files.fingerprint(branch) != files.fingerprint(trunk["ema"])
 
 
 def test_a_finished_run_is_skipped(tiny_run, capsys):
@@ -102,6 +115,8 @@ def test_killed_in_every_stage_and_resumed_it_gives_the_same_bits(tiny_run, tmp_
         deadline = time.monotonic() + 240
         while process.poll() is None and time.monotonic() < deadline:
             started = [stage for stage in STAGES if (workdir / stage).exists() and not (workdir / stage / "result.json").exists()]
+            # The branch in which the learning rate decays is killed by itself.
+            started += [f"{stage} decay" for stage in started if (workdir / stage / "checkpoints_decay").exists()]
             fresh = [stage for stage in started if stage not in killed]
             if fresh:
                 if fresh[0] in ("pretrain", "discriminator", "posttrain", "longer"):
@@ -115,7 +130,7 @@ def test_killed_in_every_stage_and_resumed_it_gives_the_same_bits(tiny_run, tmp_
             break
         assert process.returncode == -signal.SIGKILL, log.read()[-3000:]
     assert process.returncode == 0
-    assert {"encoders", "pretrain", "discriminator", "posttrain"} <= killed
+    assert {"encoders", "pretrain", "pretrain decay", "discriminator", "posttrain"} <= killed
     for name in WEIGHTS:
         one, two = (files.load_tree(place / f"{name}.safetensors") for place in (tiny_run, workdir))
         assert files.fingerprint(one) == files.fingerprint(two), name
@@ -131,7 +146,7 @@ def _wait_for_checkpoint(stage, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("recipe", ["drl_patches", "drl_cifar10"])
+@pytest.mark.parametrize("recipe", ["drl_patches", "drl_cifar10", "drl_patches32", "drl_imagenet64"])
 def test_other_recipes_tiny_forms(recipe, tmp_path, capsys):
     assert cli.main(["run", f"--config={ROOT}/configs/{recipe}.py:tiny", f"--workdir={tmp_path / 'run'}"]) == 0
     assert "FD judge" in capsys.readouterr().out

@@ -27,7 +27,7 @@ Outlier mask, on the trajectory norms n = sqrt(sum_{k in S} l_k):
 
 Where the paper is silent or contradicts itself: App. H prints the *mean* over S and I.1 says *sum*; the learning rate 1e-5
 belongs to the sum, which is the default (`subset_reduction`). tau starts as q_alpha of the first step. n is taken for a whole
-trajectory, over the steps in S. `Schedule.gain_eps` says what the offset in sigma_k does.
+trajectory, over the steps in S. `Schedule` says what the offsets in sigma_k and u_k do.
 """
 
 import math

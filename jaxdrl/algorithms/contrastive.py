@@ -63,7 +63,9 @@ def nt_xent(z: Float[Array, "two_n dim"]) -> Float[Array, ""]:
     return optax.softmax_cross_entropy_with_integer_labels(similarity, partner).mean()
 
 
-def loss(state: State, features: Features, images: Float[Array, "batch h w c"], key: Key[Array, ""]) -> Float[Array, ""]:
+def loss(
+    state: State, features: Features, images: Float[Array, "batch h w c"], key: Key[Array, ""], strength: float = 1.0
+) -> Float[Array, ""]:
     """The loss (1) on two views of a batch.
 
     Args:
@@ -71,11 +73,12 @@ def loss(state: State, features: Features, images: Float[Array, "batch h w c"], 
         features: (encoder weights, images) -> pooled features.
         images: A batch.
         key: Draws the views.
+        strength: Of the augmentation, see `augmentation.views`.
 
     Returns:
         A scalar.
     """
-    both = jnp.concatenate([views(k, images) for k in jax.random.split(key)])
+    both = jnp.concatenate([views(k, images, strength) for k in jax.random.split(key)])
     hidden = jax.nn.gelu(features(state.encoder, both) @ state.head[0])
     return nt_xent(hidden @ state.head[1])
 
@@ -87,6 +90,7 @@ def update(
     features: Features,
     images: Float[Array, "batch h w c"],
     key: Key[Array, ""],
+    strength: float = 1.0,
 ) -> tuple[State, optax.OptState, Float[Array, ""]]:
     """One training step.
 
@@ -97,11 +101,12 @@ def update(
         features: (encoder weights, images) -> pooled features.
         images: A batch.
         key: Draws the views.
+        strength: Of the augmentation, see `augmentation.views`.
 
     Returns:
         The state and optimizer state after, and the loss.
     """
-    value, grads = jax.value_and_grad(loss)(state, features, images, key)
+    value, grads = jax.value_and_grad(loss)(state, features, images, key, strength)
     updates, opt_state = optimizer.update(grads, opt_state, state)
     return cast(State, optax.apply_updates(state, updates)), opt_state, value
 

@@ -107,7 +107,12 @@ def koleo(features: Float[Array, "rows dim"]) -> Float[Array, ""]:
 
 
 def loss(
-    student: PyTree, state: State, features: Features, images: Float[Array, "batch h w c"], key: Key[Array, ""]
+    student: PyTree,
+    state: State,
+    features: Features,
+    images: Float[Array, "batch h w c"],
+    key: Key[Array, ""],
+    strength: float = 1.0,
 ) -> Float[Array, ""]:
     """The objective (4) on two views.
 
@@ -117,11 +122,12 @@ def loss(
         features: (encoder weights, images) -> pooled features.
         images: A batch.
         key: Draws the views.
+        strength: Of the augmentation, see `augmentation.views`.
 
     Returns:
         A scalar.
     """
-    both = jnp.concatenate([views(k, images) for k in jax.random.split(key)])
+    both = jnp.concatenate([views(k, images, strength) for k in jax.random.split(key)])
     taught = head(state.teacher["head"], features(state.teacher["encoder"], both))
     target = jnp.roll(jax.lax.stop_gradient(sinkhorn_knopp(taught)), len(images), axis=0)  # (1)
     seen = features(student["encoder"], both)
@@ -137,6 +143,7 @@ def update(
     features: Features,
     images: Float[Array, "batch h w c"],
     key: Key[Array, ""],
+    strength: float = 1.0,
 ) -> tuple[State, optax.OptState, Float[Array, ""]]:
     """One training step.
 
@@ -147,11 +154,12 @@ def update(
         features: (encoder weights, images) -> pooled features.
         images: A batch.
         key: Draws the views.
+        strength: Of the augmentation, see `augmentation.views`.
 
     Returns:
         The state and optimizer state after, and the loss.
     """
-    value, grads = jax.value_and_grad(loss)(state.student, state, features, images, key)
+    value, grads = jax.value_and_grad(loss)(state.student, state, features, images, key, strength)
     updates, opt_state = optimizer.update(grads, opt_state, state.student)
     student = optax.apply_updates(state.student, updates)
     teacher = optax.incremental_update(student, state.teacher, 1 - TEACHER_DECAY)  # (5)

@@ -21,7 +21,7 @@ from jaxdrl.errors import UserError
 
 NAMES = ("digits", "patches", "synthetic")
 SPLITS = ("train", "validation", "test")
-VERSION = "1.0.0"
+VERSION = "2.0.0"
 _PART = re.compile(r"\.preparing-(?P<host>.+)-(?P<process>\d+)-[^-]+")
 
 
@@ -140,8 +140,8 @@ def _drawn(settings: Any, shape: tuple[int, int, int]) -> EmbeddedSet:
         raise UserError(f"config.data.examples_per_class is {count}; give 1 or more")
     variant = f"{'x'.join(map(str, shape))}-seed{seed}-{count}"
     if settings.name == "patches":
-        if shape[0] > patches.SHORT_SIDE or shape[1] > patches.STRIP:
-            limit = f"{patches.SHORT_SIDE} x {patches.STRIP}"
+        if shape[0] > patches.SHORT_SIDE or shape[1] > patches.WIDEST:
+            limit = f"{patches.SHORT_SIDE} x {patches.WIDEST}"
             raise UserError(f"config.data.image_shape is {shape}; patches are at most {limit} pixels (height x width)")
         return EmbeddedSet(
             name="patches",

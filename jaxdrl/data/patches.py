@@ -1,13 +1,14 @@
 """Grey or colour crops of ten pictures that ship inside scikit-image and scikit-learn; class = picture.
 
-Geometry: each picture is resized so that its short side has 192 pixels (Pillow, Lanczos) and cut into upright strips 32 pixels
-wide; columns left over at the right are not used. Strips 0, 1, 2 ... belong to
+Geometry: each picture is resized so that its short side has 192 pixels (Pillow, Lanczos) and cut into upright strips, 16 pixels
+wide for crops of at most 8 pixels and 32 for wider ones (narrow strips make the splits alike, wide ones leave room for crops);
+columns left over at the right are not used. Strips 0, 1, 2 ... belong to
 
     train, test, train, test, validation, test, and again from the start,
 
 that is every second strip to test and every third of the others to validation. A crop lies wholly inside one strip, so no pixel
 is in two splits. (Lanczos reaches a few pixels over a strip's edge before the resizing, as any resizing does.) The narrowest
-pictures have six strips: two of train, one of validation, three of test.
+pictures have twelve strips of 16 pixels (four of train, two of validation, six of test) or six of 32.
 """
 
 import numpy as np
@@ -31,10 +32,10 @@ _PICTURES = (
 CLASS_NAMES = tuple(name for name, _, _ in _PICTURES)
 DESCRIPTION = (
     "Crops of ten pictures that ship inside scikit-image and scikit-learn, resized to a short side of 192 pixels; class = "
-    "picture; train, validation and test come from disjoint upright strips 32 pixels wide."
+    "picture; train, validation and test come from disjoint upright strips."
 )
 LICENCE = "; ".join(f"{name}: {licence}" for name, _, licence in _PICTURES)
-SHORT_SIDE, STRIP = 192, 32
+SHORT_SIDE, WIDEST = 192, 32
 _SPLITS = ("train", "validation", "test")
 
 
@@ -63,17 +64,30 @@ def splits(seed: int, per_class: int, image_shape: tuple[int, int, int]) -> dict
     return result
 
 
-def strips(width: int, split: str) -> Int[np.ndarray, " n"]:
+def strip_width(crop: int) -> int:
+    """How wide strips are.
+
+    Args:
+        crop: Width of a crop, in pixels.
+
+    Returns:
+        16 or 32 pixels.
+    """
+    return 16 if crop <= 8 else WIDEST
+
+
+def strips(width: int, split: str, *, strip: int) -> Int[np.ndarray, " n"]:
     """Which strips belong to a split.
 
     Args:
         width: Of the picture, in pixels.
         split: "train", "validation" or "test".
+        strip: Width of a strip, s.
 
     Returns:
-        Numbers of strips; strip i covers columns 32 i .. 32 i + 31.
+        Numbers of strips; strip i covers columns s i .. s (i + 1) - 1.
     """
-    number = np.arange(width // STRIP)
+    number = np.arange(width // strip)
     if split == "test":
         return number[number % 2 == 1]
     return number[(number % 2 == 0) & ((number % 6 == 4) == (split == "validation"))]
@@ -95,15 +109,16 @@ def origins(
     Returns:
         (row, column) of each crop.
     """
-    chosen = strips(picture[1], split)
-    down, across = picture[0] - size[0] + 1, STRIP - size[1] + 1
+    wide = strip_width(size[1])
+    chosen = strips(picture[1], split, strip=wide)
+    down, across = picture[0] - size[0] + 1, wide - size[1] + 1
     total = len(chosen) * down * across
     major = label * len(_SPLITS) + _SPLITS.index(split)
     rounds = -(-count // total)
     places = np.concatenate([permutation(seed, Purpose.CROPS, total, major=major, minor=minor) for minor in range(rounds)])
-    strip, rest = np.divmod(places[:count], down * across)
+    which, rest = np.divmod(places[:count], down * across)
     row, column = np.divmod(rest, across)
-    return np.stack([row, chosen[strip] * STRIP + column], axis=1)
+    return np.stack([row, chosen[which] * wide + column], axis=1)
 
 
 def _pictures() -> list[np.ndarray]:

@@ -12,7 +12,6 @@ from jaxdrl.encoders import small_convnet, small_vit
 from jaxdrl.encoders.spec import FeatureSpec
 
 _NETWORKS: dict[str, Any] = {"small-vit": small_vit.SmallViT, "small-convnet": small_convnet.SmallConvNet}
-_POOLING = {"small-vit": "class token, LayerNorm", "small-convnet": "flattened map, linear, LayerNorm"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,9 +21,10 @@ class Encoder:
     Attributes:
         name: As given to `create`.
         init: key -> params, float32.
-        apply: (params, images) -> {"pooled", "patches"}.
+        apply: (params, images) -> {"pooled", "patches", "global"}.
         image_shape: (h, w, c).
         feature_dim: Of "pooled".
+        pooling: What "pooled" is made of, in words.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Encoder:
     apply: Callable[[PyTree, Float[Array, "..."]], dict[str, Float[Array, "..."]]]
     image_shape: tuple[int, int, int]
     feature_dim: int
+    pooling: str
 
     def features(
         self, params: PyTree, images: Float[Array, "batch h w c"], resolution: int | None = None
@@ -44,7 +45,7 @@ class Encoder:
             resolution: Side to resize to first; these networks take their own size only.
 
         Returns:
-            "pooled" [batch, feature_dim] and "patches" [batch, tokens, width].
+            "pooled" [batch, feature_dim], "patches" [batch, tokens, width] and "global", what self-supervised objectives train.
 
         Raises:
             ValueError: If the images or the resolution have another size than the network.
@@ -63,7 +64,7 @@ class Encoder:
             The specification.
         """
         return FeatureSpec(
-            network=self.name, fingerprint=fingerprint, pooling=_POOLING[self.name], size=self.image_shape[0], dtype="float32"
+            network=self.name, fingerprint=fingerprint, pooling=self.pooling, size=self.image_shape[0], dtype="float32"
         )
 
 
@@ -97,7 +98,7 @@ def create(name: str, **overrides: Any) -> Encoder:
         return module.apply({"params": params}, images)
 
     dim = jax.eval_shape(lambda: apply(init(jax.random.key(0)), jnp.zeros((1, *shape))))["pooled"].shape[-1]
-    return Encoder(name=name, init=init, apply=apply, image_shape=shape, feature_dim=dim)
+    return Encoder(name=name, init=init, apply=apply, image_shape=shape, feature_dim=dim, pooling=module.pooling)
 
 
 __all__ = ["Encoder", "FeatureSpec", "create"]

@@ -28,6 +28,11 @@ class SmallConvNet(nn.Module):
     depth: int = 2
     feature_dim: int = 64
 
+    @property
+    def pooling(self) -> str:
+        """What "pooled" is made of."""
+        return "flattened map, linear, LayerNorm"
+
     def check(self) -> None:
         """Checks the sizes.
 
@@ -45,7 +50,7 @@ class SmallConvNet(nn.Module):
             images: In [-1, 1].
 
         Returns:
-            "pooled" and "patches" (the last map).
+            "pooled", "patches" (the last map) and "global", the same as "pooled".
         """
         x = images
         for stage in range(self.depth):
@@ -55,7 +60,7 @@ class SmallConvNet(nn.Module):
                 x = jax.nn.gelu(x, approximate=False)
         pooled = dense(self.feature_dim, jnp.float32, "projection")(x.reshape(x.shape[0], -1))
         pooled = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name="norm")(pooled)
-        return {"pooled": pooled, "patches": x.reshape(x.shape[0], -1, x.shape[-1])}
+        return {"pooled": pooled, "patches": x.reshape(x.shape[0], -1, x.shape[-1]), "global": pooled}
 
 
 def neighbourhoods(x: Float[Array, "batch h w c"], stride: int) -> Float[Array, "batch rows columns dim"]:

@@ -80,8 +80,13 @@ def frechet_from_features(x: Float[np.ndarray, "n d"], y: Float[np.ndarray, "m d
     return float(difference @ difference + (x**2).sum() + (y**2).sum() - 2 * trace)
 
 
-def standard_error(reference: Reference, features: Float[np.ndarray, "n d"], *, resamples: int, seed: int) -> float:
-    """Bootstrap standard error of the distance over the generated samples.
+def bootstrap(
+    reference: Reference, features: Float[np.ndarray, "n d"], *, resamples: int, seed: int
+) -> Float[np.ndarray, " resamples"]:
+    """The distance of bootstrap sets of the generated samples; their standard deviation is its standard error.
+
+    Two sets of the same size and seed are resampled alike, row by row. So where row i of both was generated from the same noise,
+    the standard deviation of the difference of the two results is the (smaller) standard error of the difference.
 
     Args:
         reference: The real side, held fixed.
@@ -90,9 +95,10 @@ def standard_error(reference: Reference, features: Float[np.ndarray, "n d"], *, 
         seed: Of the resampling.
 
     Returns:
-        The standard deviation over the sets.
+        float64 distances.
     """
     rng = np.random.default_rng(seed)
     features = np.asarray(features, np.float64)
-    values = [reference.distance(Moments.of(features[rng.integers(0, len(features), len(features))])) for _ in range(resamples)]
-    return float(np.std(values, ddof=1))
+    return np.array(
+        [reference.distance(Moments.of(features[rng.integers(0, len(features), len(features))])) for _ in range(resamples)]
+    )

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -29,7 +30,7 @@ class Settings:
     seed: int = 0
 
 
-def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], settings: Settings) -> dict[str, float]:
+def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], settings: Settings) -> dict[str, Any]:
     """Measures samples against data in one space.
 
     Args:
@@ -38,7 +39,7 @@ def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], sett
         settings: See `Settings`.
 
     Returns:
-        frechet, frechet_se, kernel, kernel_se, precision, recall, density, coverage.
+        frechet, frechet_se, frechet_resampled (an array, see `frechet.bootstrap`), kernel, kernel_se, precision, recall, density, coverage.
     """
     reference = frechet.Reference(Moments.of(real))
     distance, error = kernel.kernel_distance(
@@ -47,9 +48,11 @@ def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], sett
     few_real, few_fake = spread(real, settings.manifold_samples), spread(fake, settings.manifold_samples)
     precision, recall = manifold.precision_recall(few_real, few_fake, 3)
     density, coverage = manifold.density_coverage(few_real, few_fake, 5)
+    resampled = frechet.bootstrap(reference, fake, resamples=settings.bootstrap, seed=settings.seed)
     return {
         "frechet": reference.distance(Moments.of(fake)),
-        "frechet_se": frechet.standard_error(reference, fake, resamples=settings.bootstrap, seed=settings.seed),
+        "frechet_se": float(resampled.std(ddof=1)),
+        "frechet_resampled": resampled,
         "kernel": distance,
         "kernel_se": error,
         "precision": precision,
@@ -88,7 +91,7 @@ def principal_plane(reference: Float[np.ndarray, "n d"]) -> Callable[[Float[np.n
     return lambda values: (values - mean) @ directions[:2].T
 
 
-def by_space(rows: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str) -> dict[str, dict[str, float]]:
+def by_space(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], metric: str) -> dict[str, dict[str, float]]:
     """Turns {row: {space: {metric: x}}} into {space: {row: x}} for one metric.
 
     Args:
@@ -102,4 +105,22 @@ def by_space(rows: Mapping[str, Mapping[str, Mapping[str, float]]], metric: str)
     for row, spaces in rows.items():
         for space, values in spaces.items():
             table.setdefault(space, {})[row] = values[metric]
+    return table
+
+
+def paired_errors(rows: Mapping[str, Mapping[str, Mapping[str, Any]]], against: str) -> dict[str, dict[str, float]]:
+    """Standard errors of differences between rows whose samples share their noise, see `frechet.bootstrap`.
+
+    Args:
+        rows: As measured: {row: {space: {"frechet_resampled": array}}}.
+        against: The row that is subtracted.
+
+    Returns:
+        {space: {row: standard error of FD(row) - FD(against)}} for the rows that were resampled alike.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for row, spaces in rows.items():
+        for space, values in spaces.items():
+            difference = values["frechet_resampled"] - rows[against][space]["frechet_resampled"]
+            table.setdefault(space, {})[row] = float(difference.std(ddof=1))
     return table

@@ -7,7 +7,8 @@ With t = 0 noise and t = 1 data, the SDE that has the marginals of the flow *and
 
     dX = (2 v(X, t) - X / t) dt + sigma(t) dW,          sigma(t)^2 = 2 (1 - t) / t.                     (1)
 
-Grid t_k = k / K, step D = 1 / K, offsets delta = epsilon = D, u_k = t_k + delta. Both integrators have the form
+Grid t_k = k / K, step D = 1 / K. Two offsets keep (1) finite at its ends: X / t becomes X / u with u = t + delta, and sigma^2
+becomes 2 (1 - t + epsilon) / u. The papers take delta = epsilon = D. Both integrators have the form
 
     X_{k+1} = a_k X_k + b_k v(X_k, t_k) + c_k xi_k,     xi_k ~ N(0, I).                                 (2)
 
@@ -49,15 +50,23 @@ class Schedule:
     Attributes:
         num_steps: K, at least 2.
         integrator: "local_linear" (default, the DRL paper's) or "euler_maruyama" (Adjoint Matching's).
-        gain_eps: The offset epsilon inside the gain sigma_k of the regression target alone. None keeps the paper's 1 / K, which
+        time_offset: delta. None keeps the paper's 1 / K. Offsets of that size widen the law, holding v over a step narrows it: on
+            a Gaussian the two nearly cancel, on images at small K they do not. 8 x 8 patches, Frechet distance in the judge space
+            (ODE: .47): K = 20 gives 3.0 with delta = epsilon = 1 / K and .79 with (.01, 0); K = 40 gives 1.14 and .56; K = 100
+            with the paper's offsets .60. The reward then corrects what is the SDE's error, not the model's. Euler-Maruyama is
+            unstable below 1 / K.
+        noise_offset: epsilon of the SDE. None: the paper's 1 / K.
+        gain_eps: epsilon inside the gain sigma_k of the regression target alone. None: as `noise_offset`. At the paper's 1 / K it
             over-tilts the tuned law by 2.5 % at K = 100 and 10 % at K = 25 (linear reward, Gaussian data); 0 removes that bias.
 
     Raises:
-        ValueError: If num_steps < 2, the integrator is unknown or gain_eps is negative.
+        ValueError: If num_steps < 2, the integrator is unknown or an offset is out of range.
     """
 
     num_steps: int
     integrator: str = "local_linear"
+    time_offset: float | None = None
+    noise_offset: float | None = None
     gain_eps: float | None = None
 
     def __post_init__(self) -> None:
@@ -66,8 +75,14 @@ class Schedule:
             raise ValueError(f"num_steps must be at least 2, got {self.num_steps}")
         if self.integrator not in ("local_linear", "euler_maruyama"):
             raise ValueError(f"integrator must be local_linear or euler_maruyama, got {self.integrator!r}")
-        if self.gain_eps is not None and self.gain_eps < 0:
-            raise ValueError(f"gain_eps must be None or at least 0, got {self.gain_eps}")
+        for name in ("noise_offset", "gain_eps"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise ValueError(f"{name} must be None or at least 0, got {value}")
+        least = self.step_size if self.integrator == "euler_maruyama" else 0.0
+        if self.time_offset is not None and (self.time_offset <= 0 or self.time_offset < least):
+            bound = f"at least 1 / K = {least:g} with euler_maruyama" if least else "positive"
+            raise ValueError(f"time_offset must be None or {bound}, got {self.time_offset}")
 
     @property
     def step_size(self) -> float:
@@ -82,25 +97,30 @@ class Schedule:
     @property
     def offset_times(self) -> np.ndarray:
         """u_0 .. u_K, float64 [K + 1]."""
-        return self.times + self.step_size
+        return self.times + (self.step_size if self.time_offset is None else self.time_offset)
+
+    @property
+    def epsilon(self) -> float:
+        """The offset of the SDE's noise."""
+        return self.step_size if self.noise_offset is None else self.noise_offset
 
     @property
     def gain(self) -> np.ndarray:
         """sigma_0 .. sigma_{K-1} as the loss and its target see it, float64 [K]."""
-        eps = self.step_size if self.gain_eps is None else self.gain_eps
+        eps = self.epsilon if self.gain_eps is None else self.gain_eps
         return np.sqrt(2 * (1 - self.times[:-1] + eps) / self.offset_times[:-1])
 
     def forward_coefficients(self) -> np.ndarray:
         """Returns (a_k, b_k, c_k) of (2), float64 [K, 3]."""
-        t, u, step = self.times, self.offset_times, self.step_size
+        t, u, step, eps = self.times, self.offset_times, self.step_size, self.epsilon
         if self.integrator == "euler_maruyama":
             a = 1 - step / u[:-1]  # (7)
             b = np.full_like(a, 2 * step)
-            c = np.sqrt(2 * (1 - t[:-1] + step) * step / u[:-1])
+            c = np.sqrt(2 * (1 - t[:-1] + eps) * step / u[:-1])
             return np.stack([a, b, c], axis=1)
         phi = u[:-1] / u[1:]  # (3)
         omega = u[1:] * (1 - phi**2)  # (4)
-        variance = (1 + 2 * step) * (1 - phi**2) - (2 / 3) * (u[1:] - phi**2 * u[:-1])  # (5)
+        variance = (1 + u[0] + eps) * (1 - phi**2) - (2 / 3) * (u[1:] - phi**2 * u[:-1])  # (5)
         coefficients = np.stack([phi, omega, np.sqrt(variance)], axis=1)
         coefficients[-1] = (1.0, step, 0.0)  # (6)
         return coefficients

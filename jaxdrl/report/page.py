@@ -56,10 +56,9 @@ def headline(report: Mapping[str, Any]) -> str:
     """
     said = []
     for space, title in SPACE_NAMES.items():
-        values, errors = report["spaces"][space], report["spaces_se"][space]
+        values, error = report["spaces"][space], report["spaces_change_se"][space]["tuned"]
         change = 100 * table.excess_change(report["spaces"], space, "tuned")
-        noise = 2 * (errors["tuned"] ** 2 + errors["base"] ** 2) ** 0.5
-        if abs(values["tuned"] - values["base"]) < noise:
+        if abs(values["tuned"] - values["base"]) < 2 * error:
             said.append(f"no clear change in {title}" if space == "pixels" else f"no clear change in the {title}")
         else:
             word = "smaller" if change < 0 else "LARGER"
@@ -67,12 +66,9 @@ def headline(report: Mapping[str, Any]) -> str:
     text = "After Discriminator-Guided RL the distance to real images, above the floor of real data itself, is " + "; ".join(said)
     judge = report["spaces"]["judge"]
     if "longer_pretraining" in judge:
-        better = judge["tuned"] < judge["longer_pretraining"]
-        text += (
-            ". Pretraining continued for the same compute is "
-            + ("worse" if better else "as good or better")
-            + " in the judge space"
-        )
+        gap, noise = judge["longer_pretraining"] - judge["tuned"], 2 * report["spaces_tuned_se"]["judge"]["longer_pretraining"]
+        verdict = "worse" if gap > noise else "better" if gap < -noise else "neither clearly worse nor better"
+        text += f". Pretraining continued for the same compute is {verdict} in the judge space"
     return text + "."
 
 
@@ -118,8 +114,8 @@ def _reading(report: Mapping[str, Any]) -> str:
     ess, means = report["ess"], report["reward_mean"]
     rows = [
         f"Fréchet distances (FD) of {report['samples']} guidance-free samples to the {report['split']} images, ± their bootstrap "
-        "standard error; the percentage is the change of the excess over the floor, which is the distance between two halves of "
-        "the real data. The <b>reward space</b> is the one that the discriminator looks through, so its improvement is expected; "
+        "standard error; the percentage is the change of the excess over the floor (the distance between two halves of the "
+        "real data) ± the error of that change, smaller because samples share their noise. The <b>reward space</b> is the one that the discriminator looks through, so its improvement is expected; "
         "the <b>judge space</b> and the <b>pixels</b> had no part in training. Precision, recall and coverage are taken in the judge "
         "space. Copies: samples closer to a training image than 95 % of the held-out images are.",
         "The <b>ideal tilt</b> is what solving the RL problem exactly would give: base samples resampled in proportion to "

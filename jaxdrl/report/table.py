@@ -29,6 +29,21 @@ def excess_change(spaces: dict[str, dict[str, float]], space: str, row: str) -> 
     return (values[row] - values["floor"]) / (values["base"] - values["floor"]) - 1
 
 
+def change_error(result: dict[str, Any], space: str, row: str) -> float:
+    """The standard error of `excess_change`, from samples that share their noise; the floor counts as known.
+
+    Args:
+        result: Of the evaluate stage.
+        space: "reward", "judge" or "pixels".
+        row: Which row.
+
+    Returns:
+        At least 0, in the units of `excess_change`.
+    """
+    values = result["spaces"][space]
+    return result["spaces_change_se"][space][row] / abs(values["base"] - values["floor"])
+
+
 def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """The table's head and body.
 
@@ -47,7 +62,9 @@ def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for space in SPACES:
             text = f"{result['spaces'][space][row]:.3f} ±{result['spaces_se'][space][row]:.3f}"
             if row not in ("floor", "base"):
-                text += f" ({100 * excess_change(result['spaces'], space, row):+.0f}%)"
+                text += (
+                    f" ({100 * excess_change(result['spaces'], space, row):+.0f} ±{100 * change_error(result, space, row):.0f}%)"
+                )
             line.append(text)
         for metric in ("precision", "recall", "coverage", "accuracy", "memorisation"):
             value = result[metric].get(row)
@@ -70,7 +87,7 @@ def plain(result: dict[str, Any]) -> str:
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in [head, *body]]
     note = (
         f"FD: Frechet distance of {result['samples']} samples to the {result['split']} images, ± bootstrap standard error; "
-        "in brackets the change of its excess over the floor.\nprecision, recall, coverage: judge space. copies: share of "
+        "in brackets the change of its excess over the floor, ± the error of that change (samples share their noise).\nprecision, recall, coverage: judge space. copies: share of "
         "samples closer to a training image than 95 % of held-out images are."
     )
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])

@@ -78,42 +78,45 @@ def logits(params: PyTree, features: Float[Array, "batch dim"], labels: Int[Arra
 
 def loss(
     params: PyTree,
-    features: Features,
-    real: Float[Array, "batch ..."],
+    real: Float[Array, "batch dim"],
     real_labels: Int[Array, " batch"],
-    fake: Float[Array, "batch ..."],
-    fake_labels: Int[Array, " batch"],
-    *,
-    r1: float,
+    fake: Float[Array, "batch2 dim"],
+    fake_labels: Int[Array, " batch2"],
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-    """The discriminator's loss (3).
+    """The logistic part of the loss (3), from features: the encoder is frozen, so every image is encoded once.
+
+    Args:
+        params: The head.
+        real: phi of images of the data.
+        real_labels: Their classes.
+        fake: phi of images of the model.
+        fake_labels: Their classes.
+
+    Returns:
+        The loss, and metrics `logistic` (the same number) and `accuracy`.
+    """
+    real_logits, fake_logits = logits(params, real, real_labels), logits(params, fake, fake_labels)
+    logistic = jnp.mean(jax.nn.softplus(-real_logits)) + jnp.mean(jax.nn.softplus(fake_logits))
+    accuracy = 0.5 * (jnp.mean(real_logits > 0) + jnp.mean(fake_logits <= 0))
+    return logistic, {"logistic": logistic, "accuracy": accuracy}
+
+
+def r1_penalty(
+    params: PyTree, features: Features, images: Float[Array, "batch ..."], labels: Int[Array, " batch"]
+) -> Float[Array, ""]:
+    """E_data |d logit / d x|^2 of (3), before gamma / 2, through the frozen encoder to the pixels.
 
     Args:
         params: The head.
         features: phi, images in [-1, 1] -> [batch, dim], with the encoder's frozen weights bound.
-        real: Images of the data.
-        real_labels: Their classes.
-        fake: Images of the model.
-        fake_labels: Their classes.
-        r1: gamma, at least 0. At 0 the penalty is neither computed nor differentiated.
+        images: Images of the data.
+        labels: Their classes.
 
     Returns:
-        The loss and metrics `logistic`, `r1` (the squared gradient norm before gamma / 2; 0 when gamma is 0) and `accuracy`.
+        A float32 scalar.
     """
-
-    def summed(images):
-        values = logits(params, features(images), real_labels)
-        return values.sum(), values
-
-    if r1 > 0:
-        (_, real_logits), gradients = jax.value_and_grad(summed, has_aux=True)(real)
-        penalty = jnp.mean(jnp.sum(gradients**2, axis=tuple(range(1, real.ndim))))
-    else:
-        real_logits, penalty = logits(params, features(real), real_labels), jnp.zeros(())
-    fake_logits = logits(params, features(fake), fake_labels)
-    logistic = jnp.mean(jax.nn.softplus(-real_logits)) + jnp.mean(jax.nn.softplus(fake_logits))
-    accuracy = 0.5 * (jnp.mean(real_logits > 0) + jnp.mean(fake_logits <= 0))
-    return logistic + 0.5 * r1 * penalty, {"logistic": logistic, "r1": penalty, "accuracy": accuracy}
+    gradients = jax.grad(lambda images: logits(params, features(images), labels).sum())(images)
+    return jnp.mean(jnp.sum(gradients**2, axis=tuple(range(1, images.ndim))))
 
 
 def reward(params: PyTree, features: Features) -> Callable[..., Float[Array, " batch"]]:

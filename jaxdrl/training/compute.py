@@ -76,21 +76,23 @@ def posttrain_flops(config: Config) -> float:
     return trajectories * (per_trajectory * generator_flops(config) + 2 * encoder_flops(config))
 
 
-def discriminator_flops(config: Config, steps: int, fakes: int) -> float:
-    """Operations of a discriminator stage that took `steps` updates and drew `fakes` samples.
+def discriminator_flops(config: Config, steps: int, fakes: int, encoded: int) -> float:
+    """Operations of a discriminator stage.
 
     Args:
         config: A run's config.
-        steps: Gradient steps.
+        steps: Gradient steps; they pass the encoder only for R1.
         fakes: Images sampled from the base model.
+        encoded: Images, real and fake, whose features were computed.
 
     Returns:
         Floating-point operations (the head itself is negligible and not counted).
     """
     settings = config.discriminator
     sampling = fakes * ode.evaluations(settings.sampling_steps, "heun") * generator_flops(config)
-    passes = 2 + (3 if settings.r1 > 0 else 0)
-    return sampling + steps * settings.batch_size * passes * encoder_flops(config)
+    penalised = steps * settings.batch_size if settings.r1 > 0 else 0
+    # R1 needs the image gradient (2 passes) and the derivative of that by the head (2 more).
+    return sampling + (encoded + 4 * penalised) * encoder_flops(config)
 
 
 def pretrain_steps(config: Config, flops: float) -> int:

@@ -53,6 +53,7 @@ def _run(run: Run, stage: Stage) -> dict:
         write_atomically(spent, json.dumps(round(seconds, 3)).encode())
     run.writer.flush()
     finish_stage(run.workdir, stage.name, result | {"seconds": round(seconds, 2)})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for checkpoints in folder.glob("checkpoints*"):
+        shutil.rmtree(checkpoints, ignore_errors=True)
     print(f"{stage.name}: done in {seconds:.0f} s", flush=True)
     return result | {"seconds": round(seconds, 2)}

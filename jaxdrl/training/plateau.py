@@ -1,6 +1,7 @@
 """The plateau curve: distances of the generator to the validation images while it is trained."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from jaxtyping import PyTree
 from jaxdrl import data
 from jaxdrl.evaluation import frechet, sampling
 from jaxdrl.training import models
+from jaxdrl.training.batching import in_batches
 from jaxdrl.training.context import Run
 from jaxdrl.training.workdir import data_directory
 
@@ -25,10 +27,8 @@ def spaces(run: Run) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """
     functions: dict[str, Callable[[np.ndarray], np.ndarray]] = {}
     for which in ("reward", "judge"):
-        params = models.load_encoder(run.workdir, which)
-        network = models.encoder(run.config, which)
-        compiled = jax.jit(lambda params, images, network=network: network.features(params, images)["pooled"])
-        functions[which] = lambda images, compiled=compiled, params=params: _in_batches(compiled, params, images)
+        features = jax.jit(models.features(run.config, which, models.load_encoder(run.workdir, which)))
+        functions[which] = partial(in_batches, features)
     functions["pixels"] = _thumbnails
     return functions
 
@@ -73,13 +73,3 @@ def measure(run: Run) -> Callable[[PyTree], dict[str, float]]:
         }
 
     return distances
-
-
-def _in_batches(compiled: Callable, params: PyTree, images: np.ndarray, size: int = 1000) -> np.ndarray:
-    """Applies an encoder to any number of images with one compiled batch size; the last batch is padded."""
-    parts = []
-    for start in range(0, len(images), size):
-        part = np.asarray(images[start : start + size], np.float32)
-        padded = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), np.float32)])
-        parts.append(np.asarray(compiled(params, padded))[: len(part)])
-    return np.concatenate(parts)

@@ -54,7 +54,7 @@ class Progress:
         left = _duration((self._total - step) / rate) if rate > 0 else "?"
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
         width = len(str(self._total))
-        line = f"{self._stage:<14}{step:>{width}}/{self._total}  {rate:.3g} {self._unit}/s  {left} left  {numbers}".rstrip()
+        line = f"{self._stage:<15} {step:>{width}}/{self._total}  {rate:.3g} {self._unit}/s  {left} left  {numbers}".rstrip()
         self._stream.write(f"\r\x1b[2K{line}" + ("\n" if done else "") if self._tty else line + "\n")
         self._stream.flush()
 

@@ -65,6 +65,7 @@ def make_optimizer(
     *,
     learning_rate: float,
     warmup_steps: int = 0,
+    hold_steps: int = 0,
     total_steps: int = 0,
     decay: str = "constant",
     grad_clip: float = 0.0,
@@ -76,6 +77,7 @@ def make_optimizer(
     Args:
         learning_rate: At its highest.
         warmup_steps: From 0 linearly.
+        hold_steps: The rate stays at its highest until this step at least; then the decay begins.
         total_steps: Where the decay ends; unused for "constant".
         decay: "constant", "linear" or "cosine".
         grad_clip: Global norm, 0 for none.
@@ -88,7 +90,8 @@ def make_optimizer(
     Raises:
         ValueError: If the decay is unknown.
     """
-    rest = max(total_steps - warmup_steps, 1)
+    hold = max(hold_steps, warmup_steps)
+    rest = max(total_steps - hold, 1)
     tails = {
         "constant": optax.constant_schedule(learning_rate),
         "linear": optax.linear_schedule(learning_rate, 0.0, rest),
@@ -96,9 +99,8 @@ def make_optimizer(
     }
     if decay not in tails:
         raise ValueError(f"decay must be one of {', '.join(tails)}, got {decay!r}")
-    schedule = optax.join_schedules(
-        [optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1)), tails[decay]], [warmup_steps]
-    )
+    warmup = optax.linear_schedule(0.0, learning_rate, max(warmup_steps, 1))
+    schedule = optax.join_schedules([warmup, tails["constant"], tails[decay]], [warmup_steps, hold])
     parts = [optax.clip_by_global_norm(grad_clip)] if grad_clip > 0 else []
     return optax.chain(*parts, optax.adam(schedule, b1=b1, b2=b2)), schedule
 

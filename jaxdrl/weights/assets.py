@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from jaxdrl.errors import UserError
 from jaxdrl.weights import files
 
-_PARTS = ("reward", "judge", "state")
+_PARTS = ("reward", "judge", "state", "base")
 
 
 def available(recipe: str) -> bool:
@@ -32,7 +32,8 @@ def load(recipe: str, part: str) -> PyTree:
 
     Args:
         recipe: `config.name`.
-        part: "reward" or "judge" (encoder weights) or "state" (the base's whole training state).
+        part: "reward" or "judge" (encoder weights), "base" (the generator's weights) or "state" (the training
+            state of its trunk, for continuing).
 
     Returns:
         A tree of arrays.
@@ -82,6 +83,7 @@ def export(workdir: Path, recipe: str, directory: Path) -> dict[str, str]:
         "reward": workdir / "encoders" / "reward.safetensors",
         "judge": workdir / "encoders" / "judge.safetensors",
         "state": workdir / "pretrain" / "state.safetensors",
+        "base": workdir / "pretrain" / "model.safetensors",
     }
     found = {}
     for part, source in sources.items():

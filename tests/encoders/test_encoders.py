@@ -39,6 +39,14 @@ def test_features_are_smooth_in_the_image(name):
     assert features["patches"].ndim == 3
 
 
+def test_the_transformer_can_put_the_mean_patch_token_beside_the_class_token():
+    network = encoders.create("small-vit", image_shape=(8, 8, 1), width=16, depth=2, feature_dim=32)
+    found = network.features(network.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (3, 8, 8, 1)))
+    np.testing.assert_array_equal(found["pooled"][:, :16], found["global"])
+    np.testing.assert_allclose(found["pooled"][:, 16:], found["patches"].mean(axis=1), rtol=1e-6)
+    assert "mean patch token" in network.spec("f").pooling and network.feature_dim == 32
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_images_do_not_mix(name):
     network, params = _create(name)
@@ -63,7 +71,7 @@ def test_mistakes_are_refused():
         encoders.create("dinov9")
     with pytest.raises(ValueError, match="halved"):
         encoders.create("small-convnet", image_shape=(6, 6, 1))
-    with pytest.raises(ValueError, match="must equal width"):
+    with pytest.raises(ValueError, match="must be width or twice width"):
         encoders.create("small-vit", image_shape=(8, 8, 1), width=16, feature_dim=8)
     with pytest.raises(ValueError, match="unknown fields"):
         encoders.create("small-vit", image_shape=(8, 8, 1), heads=2)

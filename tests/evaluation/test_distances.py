@@ -64,8 +64,23 @@ def test_moments_merge_and_subtract(cut):
 def test_bootstrap_error_is_the_spread_over_fresh_samples():
     reference = frechet.Reference(Moments.of(X))
     fresh = [reference.distance(Moments.of(RNG.normal(size=(300, 12)) * 0.5)) for _ in range(200)]
-    errors = [frechet.standard_error(reference, RNG.normal(size=(300, 12)) * 0.5, resamples=100, seed=seed) for seed in range(5)]
-    assert np.mean(errors) == pytest.approx(np.std(fresh), rel=0.25)
+    sets = [frechet.bootstrap(reference, RNG.normal(size=(300, 12)) * 0.5, resamples=100, seed=seed) for seed in range(5)]
+    assert np.mean([values.std(ddof=1) for values in sets]) == pytest.approx(np.std(fresh), rel=0.25)
+
+
+def test_paired_error_of_a_difference_is_its_spread_over_fresh_samples():
+    """Two models from the same noise: far surer than their own errors say."""
+    reference = frechet.Reference(Moments.of(X))
+    noise = RNG.normal(size=(200, 300, 12)) * 0.5
+    models = lambda z: (z, 1.1 * z + 0.05)  # noqa: E731
+    spread = np.std([np.subtract(*(reference.distance(Moments.of(part)) for part in models(z))) for z in noise], ddof=1)
+    rows = {}
+    for row, part in zip(("base", "tuned"), models(noise[0]), strict=True):
+        rows[row] = {"judge": {"frechet_resampled": frechet.bootstrap(reference, part, resamples=200, seed=3)}}
+    errors = protocol.paired_errors(rows, "base")["judge"]
+    assert errors["base"] == 0 and errors["tuned"] == pytest.approx(spread, rel=0.3)
+    alone = rows["tuned"]["judge"]["frechet_resampled"].std(ddof=1)
+    assert errors["tuned"] < 0.7 * alone
 
 
 def test_kernel_distance_against_explicit_sums():

@@ -118,7 +118,38 @@ def test_printed_coefficients():
     assert Schedule(num_steps=4, gain_eps=0.0).gain[1] ** 2 == pytest.approx(2 * 0.75 / 0.5)
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_steps", 1), ("integrator", "heun"), ("gain_eps", -0.1)])
+@pytest.mark.parametrize("offsets", [{}, {"time_offset": 0.01, "noise_offset": 0.0}, {"time_offset": 0.2, "noise_offset": 0.1}])
+def test_local_linear_coefficients_are_the_exact_integrals(offsets):
+    """dX = (2 v - X / u) dt + sqrt(2 (1 - t + eps) / u) dW over one step with v held: Phi, Omega and V by quadrature."""
+    schedule = Schedule(num_steps=8, **offsets)
+    delta, eps = offsets.get("time_offset", 1 / 8), offsets.get("noise_offset", 1 / 8)
+    for k, (a, b, c) in enumerate(schedule.forward_coefficients()[:-1]):
+        s = np.linspace(k / 8, (k + 1) / 8, 20_001)
+        decay = (s + delta) / (s[-1] + delta)
+        assert a == pytest.approx(decay[0]) and b == pytest.approx(np.trapezoid(2 * decay, s), rel=1e-6)
+        assert c**2 == pytest.approx(np.trapezoid(2 * (1 - s + eps) / (s + delta) * decay**2, s), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "expected"), [({}, (0.0563, 0.7045)), ({"time_offset": 0.01, "noise_offset": 0.0}, (0.0458, 0.6784))]
+)
+def test_offsets_widen_what_frozen_velocities_narrow(offsets, expected):
+    """Gaussian data of spread .05 and .7 at K = 40: holding v over a step narrows, the papers' offsets of 1 / K widen."""
+    for spread, value in zip((0.05, 0.7), expected, strict=True):
+        states, _ = _roll(gaussian_velocity(0.0, spread), Schedule(num_steps=40, **offsets), (SAMPLES, 1))
+        assert float(states[-1].std()) == pytest.approx(value, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_steps", 1), ("integrator", "heun"), ("gain_eps", -0.1), ("noise_offset", -0.1), ("time_offset", 0.0)],
+)
 def test_bad_schedules_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         Schedule(**{"num_steps": 10, field: value})
+
+
+def test_euler_maruyama_needs_an_offset_of_a_step():
+    assert Schedule(num_steps=10, integrator="euler_maruyama", time_offset=0.1).offset_times[0] == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="time_offset"):
+        Schedule(num_steps=10, integrator="euler_maruyama", time_offset=0.05)

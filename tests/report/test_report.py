@@ -52,14 +52,15 @@ def test_page_is_whole_and_asks_for_nothing(tiny_run):
 def _report(tuned, longer=1.0, error=0.01):
     spaces = {space: {"floor": 0.2, "base": 1.0, "tuned": tuned, "longer_pretraining": longer} for space in table.SPACES}
     errors = {space: dict.fromkeys(values, error) for space, values in spaces.items()}
-    return {"spaces": spaces, "spaces_se": errors}
+    return {"spaces": spaces, "spaces_se": errors, "spaces_change_se": errors, "spaces_tuned_se": errors}
 
 
 def test_headline_says_what_happened():
     assert "50 % smaller in the judge space" in page.headline(_report(0.6))
     assert "25 % LARGER in the judge space" in page.headline(_report(1.2))
     assert page.headline(_report(0.95, error=0.1)).count("no clear change") == 3
-    assert "as good or better" in page.headline(_report(0.6, longer=0.5))
+    assert "same compute is better" in page.headline(_report(0.6, longer=0.5))
+    assert "neither clearly worse nor better" in page.headline(_report(0.6, longer=0.61))
     assert "same compute is worse" in page.headline(_report(0.6, longer=0.9))
     without = _report(0.6)
     for values in without["spaces"].values():
@@ -68,7 +69,9 @@ def test_headline_says_what_happened():
 
 
 def test_excess_over_the_floor():
-    assert table.excess_change(_report(0.6)["spaces"], "judge", "tuned") == pytest.approx(-0.5)
+    report = _report(0.6, error=0.04)
+    assert table.excess_change(report["spaces"], "judge", "tuned") == pytest.approx(-0.5)
+    assert table.change_error(report, "judge", "tuned") == pytest.approx(0.05)
 
 
 def test_table_in_text_and_markdown(tiny_run):

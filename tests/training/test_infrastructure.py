@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxdrl.errors import UserError
 from jaxdrl.training import randomness, state
+from jaxdrl.training.batching import in_batches
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.metrics import MetricWriter, read_metrics
 from jaxdrl.training.progress import Progress
@@ -164,6 +167,8 @@ def test_adam_warm_up_and_decay():
         _, schedule = state.make_optimizer(learning_rate=1.0, warmup_steps=10, total_steps=110, decay=decay)
         assert float(schedule(5)) == pytest.approx(0.5) and float(schedule(10)) == pytest.approx(1.0)
         assert float(schedule(110)) == pytest.approx(end, abs=1e-6)
+    _, schedule = state.make_optimizer(learning_rate=1.0, warmup_steps=10, hold_steps=50, total_steps=150, decay="linear")
+    assert [float(schedule(step)) for step in (5, 10, 50, 75, 150, 200)] == pytest.approx([0.5, 1, 1, 0.75, 0, 0])
     with pytest.raises(ValueError, match="decay"):
         state.make_optimizer(learning_rate=1.0, decay="steps")
 
@@ -186,3 +191,16 @@ def test_keys_differ_by_seed_and_purpose():
     keys = [randomness.stage_key(seed, purpose) for seed in (0, 1) for purpose in ("a", "b")]
     assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == 4
     assert randomness.stage_seed(0, "a") != randomness.stage_seed(1, "a")
+
+
+@given(st.integers(1, 30), st.integers(1, 12))
+def test_in_batches_is_the_function_on_all(num, size):
+    x, y = np.random.default_rng(num).normal(size=(num, 3)), np.arange(num)
+    function = jax.jit(lambda x, y: x.sum(axis=1) * y)
+    np.testing.assert_allclose(in_batches(function, x, y, size=size), x.sum(axis=1) * y, rtol=1e-5, atol=1e-6)
+
+
+def test_in_batches_refuses_ragged_and_empty_input():
+    for arrays in ((np.zeros((0, 3)),), (np.zeros((4, 3)), np.zeros(3))):
+        with pytest.raises(ValueError, match="leading axis"):
+            in_batches(lambda *parts: parts[0], *arrays)

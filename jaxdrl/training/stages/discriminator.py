@@ -1,18 +1,20 @@
 """Stage 4: the discriminator between data and the base model's own samples, on frozen features (DRL, stage 1).
 
-Buffered: a refresh draws `buffer_batches` minibatches of (real, fake) pairs, trained on for `buffer_epochs` epochs. Every
+Buffered: a refresh draws `buffer_batches` minibatches of (real, fake) pairs, encodes every image once (the encoder is frozen),
+and trains on the features for `buffer_epochs` epochs; R1 alone passes the encoder at every step. Every
 `validate_every` steps the logistic loss on held-out data decides whether the head is the best so far; after `patience`
 validations without improvement training stops. Before anything is tuned the stage prints how separable the two are: held-out
 accuracy, calibration, and the effective sample size of the ideal tilt, for all classes and for each.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdrl import data
 from jaxdrl.config import Config
@@ -20,6 +22,7 @@ from jaxdrl.errors import UserError
 from jaxdrl.evaluation import calibration, sampling, tilt
 from jaxdrl.rewards import discriminator
 from jaxdrl.training import compute, models
+from jaxdrl.training.batching import in_batches
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
@@ -42,12 +45,13 @@ class State(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Real and fake images with their labels."""
+    """Features of real and fake images with their labels; the real images themselves only where R1 needs them."""
 
-    real: Float[Array, "n h w c"]
-    real_labels: Array
-    fake: Float[Array, "n h w c"]
-    fake_labels: Array
+    real: Float[Array, "n dim"]
+    real_labels: Int[Array, " n"]
+    fake: Float[Array, "m dim"]
+    fake_labels: Int[Array, " m"]
+    real_images: Float[Array, "n h w c"] | None
 
 
 def run(run: Run) -> dict:
@@ -73,11 +77,12 @@ def run(run: Run) -> dict:
     directory = run.workdir / name
     files.save_tree(directory / "model.safetensors", final.best_head)
     steps = int(final.step)
-    fakes = settings.buffer_batches * settings.batch_size * -(-steps // _refresh_steps(config)) + len(held_out.fake)
+    drawn = settings.buffer_batches * settings.batch_size * -(-steps // _refresh_steps(config))
+    fakes, reals = drawn + len(held_out.fake), drawn + len(held_out.real)
     result = {
         "steps": steps,
         "validation_loss": float(final.best_loss),
-        "flops": compute.discriminator_flops(config, steps, fakes),
+        "flops": compute.discriminator_flops(config, steps, fakes, fakes + reals),
         **_separability(run, final.best_head, held_out),
     }
     ess = result["effective_sample_size"]
@@ -93,7 +98,7 @@ def run(run: Run) -> dict:
 def _train(run: Run, held_out: Pairs) -> State:
     config, settings = run.config, run.config.discriminator
     encoder_params = models.load_encoder(run.workdir, "reward")
-    base = models.load_model(run.workdir, "base")
+    encode, base = _encoder(run), models.load_model(run.workdir, "base")
     source = data.open_split(config.data, data_directory(run), "train")
     reals = data.batches(source, batch_size=settings.batch_size, seed=stage_seed(config.seed, "discriminator/data"))
     train_steps, validate = _compiled(config)
@@ -108,9 +113,9 @@ def _train(run: Run, held_out: Pairs) -> State:
         while step < settings.steps and waited < settings.patience:
             refresh = step // _refresh_steps(config)
             if refresh != held_refresh:
-                pairs, held_refresh = _fill(run, base, reals, refresh), refresh
+                pairs, held_refresh = _fill(run, base, encode, reals, refresh), refresh
             current, trained = train_steps(current, pairs, encoder_params, key)
-            current, validated = validate(current, held_out, encoder_params)
+            current, validated = validate(current, held_out)
             step, waited = int(current.step), int(current.waited)
             metrics = {k: float(v) for k, v in (trained | validated).items()}
             writer.write_scalars(step, metrics)
@@ -126,8 +131,13 @@ def _compiled(config: Config):
     network = models.encoder(config, "reward")
     per_epoch, size = settings.buffer_batches, settings.batch_size
 
-    def features(encoder_params):
-        return lambda images: network.features(encoder_params, images)["pooled"]
+    def loss(head, part: Pairs, encoder_params):
+        value, metrics = discriminator.loss(head, *part[:4])
+        if settings.r1 > 0:
+            features = lambda images: network.features(encoder_params, images)["pooled"]  # noqa: E731
+            metrics["r1"] = discriminator.r1_penalty(head, features, part.real_images, part.real_labels)
+            value = value + 0.5 * settings.r1 * metrics["r1"]
+        return value, metrics
 
     @jax.jit
     def train_steps(current: State, pairs: Pairs, encoder_params, key):
@@ -136,24 +146,22 @@ def _compiled(config: Config):
             order = jax.random.permutation(jax.random.fold_in(key, epoch), per_epoch * size)
             index = jax.lax.dynamic_slice_in_dim(order, batch * size, size)
             part = jax.tree.map(lambda values: values[index], pairs)
-            (loss, metrics), grads = jax.value_and_grad(discriminator.loss, has_aux=True)(
-                carry.head, features(encoder_params), *part, r1=settings.r1
-            )
+            (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(carry.head, part, encoder_params)
             updates, opt_state = optimizer.update(grads, carry.opt_state, carry.head)
             head = optax.apply_updates(carry.head, updates)
-            return carry._replace(step=carry.step + 1, head=head, opt_state=opt_state), metrics | {"loss_train": loss}
+            return carry._replace(step=carry.step + 1, head=head, opt_state=opt_state), metrics | {"loss_train": value}
 
         current, metrics = jax.lax.scan(step, current, None, length=settings.validate_every)
         return current, jax.tree.map(jnp.mean, metrics)
 
     @jax.jit
-    def validate(current: State, pairs: Pairs, encoder_params):
-        loss, metrics = discriminator.loss(current.head, features(encoder_params), *pairs, r1=0.0)
-        better = loss < current.best_loss
+    def validate(current: State, pairs: Pairs):
+        value, metrics = discriminator.loss(current.head, *pairs[:4])
+        better = value < current.best_loss
         best_head = jax.tree.map(lambda new, old: jnp.where(better, new, old), current.head, current.best_head)
         waited = jnp.where(better, 0, current.waited + 1)
-        current = current._replace(best_head=best_head, best_loss=jnp.minimum(loss, current.best_loss), waited=waited)
-        return current, {"loss_validation": loss, "accuracy_validation": metrics["accuracy"]}
+        current = current._replace(best_head=best_head, best_loss=jnp.minimum(value, current.best_loss), waited=waited)
+        return current, {"loss_validation": value, "accuracy_validation": metrics["accuracy"]}
 
     return train_steps, validate
 
@@ -179,13 +187,20 @@ def _refresh_steps(config: Config) -> int:
     return config.discriminator.buffer_batches * config.discriminator.buffer_epochs
 
 
-def _fill(run: Run, base: PyTree, reals, refresh: int) -> Pairs:
-    """Draws the real and fake images of one refresh; a function of the refresh's number alone."""
+def _encoder(run: Run) -> Callable[[np.ndarray], Float[Array, "n dim"]]:
+    """The reward features of any number of images."""
+    features = jax.jit(models.features(run.config, "reward", models.load_encoder(run.workdir, "reward")))
+    return lambda images: jnp.asarray(in_batches(features, images))
+
+
+def _fill(run: Run, base: PyTree, encode, reals, refresh: int) -> Pairs:
+    """Draws and encodes the real and fake images of one refresh; a function of the refresh's number alone."""
     settings = run.config.discriminator
     batch = reals.stacked(refresh * settings.buffer_batches, settings.buffer_batches)
-    flat = lambda values: values.reshape((-1, *values.shape[2:]))  # noqa: E731
+    real, real_labels = (batch[part].reshape((-1, *batch[part].shape[2:])) for part in ("image", "label"))
     fake, fake_labels = _fakes(run, base, settings.buffer_batches * settings.batch_size, f"refresh{refresh}")
-    return Pairs(*map(jnp.asarray, (flat(batch["image"]), flat(batch["label"]), fake, fake_labels)))
+    images = jnp.asarray(real) if settings.r1 > 0 else None
+    return Pairs(encode(real), jnp.asarray(real_labels), encode(fake), jnp.asarray(fake_labels), images)
 
 
 def _held_out(run: Run) -> Pairs:
@@ -193,7 +208,8 @@ def _held_out(run: Run) -> Pairs:
     images, labels = data.load_arrays(data.open_split(run.config.data, data_directory(run), "validation"))
     num = max(len(images), min(2000, run.config.evaluate.num_samples))
     fake, fake_labels = _fakes(run, models.load_model(run.workdir, "base"), num, "validation")
-    return Pairs(*map(jnp.asarray, (data.to_float(images), labels, fake, fake_labels)))
+    encode = _encoder(run)
+    return Pairs(encode(data.to_float(images)), jnp.asarray(labels), encode(fake), jnp.asarray(fake_labels), None)
 
 
 def _fakes(run: Run, base: PyTree, num: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
@@ -212,9 +228,8 @@ def _fakes(run: Run, base: PyTree, num: int, purpose: str) -> tuple[np.ndarray, 
 def _separability(run: Run, head: PyTree, held_out: Pairs) -> dict:
     """Accuracy, calibration and effective sample size on held-out data."""
     config = run.config
-    reward = jax.jit(models.reward(config, models.load_encoder(run.workdir, "reward"), head))
-    real = np.asarray(reward(held_out.real, held_out.real_labels))
-    fake = np.asarray(reward(held_out.fake, held_out.fake_labels))
+    real = np.asarray(discriminator.logits(head, held_out.real, held_out.real_labels))
+    fake = np.asarray(discriminator.logits(head, held_out.fake, held_out.fake_labels))
     scale = config.posttrain.reward_scale
     mean, per_class = tilt.effective_sample_size(fake, np.asarray(held_out.fake_labels), scale)
     return {

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxdrl import data
+from jaxdrl import data, encoders
 from jaxdrl.algorithms import contrastive, self_distillation
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import classifier
@@ -64,16 +64,17 @@ def _train(run: Run, which: str) -> Any:
         decay="cosine",
         grad_clip=1.0,
     )
-    state = objective.init(keys[0], network.init(keys[1]), network.feature_dim)
+    state = objective.init(keys[0], network.init(keys[1]), _global_dim(network))
     start = (np.zeros((), np.int32), state, optimizer.init(objective.trainable(state)))
 
     @jax.jit
     def steps(carry, images, key):
         def one(carry, batch):
             step, state, opt_state = carry
-            features = lambda params, images: network.features(params, images)["pooled"]  # noqa: E731
+            features = lambda params, images: network.features(params, images)["global"]  # noqa: E731
             batch = mesh.constrain_batch(batch, run.mesh)
-            state, opt_state, loss = objective.update(state, opt_state, optimizer, features, batch, jax.random.fold_in(key, step))
+            draw = jax.random.fold_in(key, step)
+            state, opt_state, loss = objective.update(state, opt_state, optimizer, features, batch, draw, settings.augmentation)
             return (step + 1, state, opt_state), loss
 
         return jax.lax.scan(one, carry, images)
@@ -96,6 +97,12 @@ def _train(run: Run, which: str) -> Any:
             checkpoints.save_when_due(step, carry, flush=writer.flush)
             progress.update(step, loss=float(np.mean(losses)))
     return jax.device_get(objective.result(carry[1]))
+
+
+def _global_dim(network: encoders.Encoder) -> int:
+    images = jax.ShapeDtypeStruct((1, *network.image_shape), np.float32)
+    outputs = jax.eval_shape(lambda images: network.features(network.init(jax.random.key(0)), images), images)
+    return outputs["global"].shape[-1]
 
 
 def _quality(run: Run, which: str) -> dict:

@@ -5,6 +5,7 @@ Rows: `floor` (train images), `base`, `tuned`, `ideal_tilt` (base samples resamp
 All models get the same noise and labels. Samples go through uint8, as published samples do.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from jaxdrl.evaluation import classifier, frechet, memorisation, protocol, sampl
 from jaxdrl.evaluation.sampling import Guidance
 from jaxdrl.evaluation.statistics import Moments
 from jaxdrl.training import models, plateau
+from jaxdrl.training.batching import in_batches
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_seed
@@ -54,7 +56,7 @@ def run(run: Run) -> dict:
         bootstrap=settings.bootstrap,
         seed=config.seed,
     )
-    rows: dict[str, dict[str, dict[str, float]]] = {}
+    rows: dict[str, dict[str, dict[str, Any]]] = {}
     images = {"floor": splits["train"][0]} | {row: part[0] for row, part in samples.items() if row != "pool"}
     progress = Progress(name, len(images), unit="row", seconds=0.0)
     for number, (row, part) in enumerate(images.items(), 1):
@@ -69,21 +71,11 @@ def _split(run: Run, part: str) -> tuple[np.ndarray, np.ndarray]:
     return data.to_float(images), labels
 
 
-def _reward(run: Run):
+def _reward(run: Run) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     function = jax.jit(
         models.reward(run.config, models.load_encoder(run.workdir, "reward"), models.load_discriminator(run.workdir))
     )
-
-    def rewards(images, labels, size=1000):
-        parts = []
-        for start in range(0, len(images), size):
-            part, y = images[start : start + size], labels[start : start + size]
-            missing = size - len(part)
-            padded = np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)])
-            parts.append(np.asarray(function(padded, np.concatenate([y, np.zeros(missing, y.dtype)])))[: len(part)])
-        return np.concatenate(parts)
-
-    return rewards
+    return lambda images, labels: in_batches(function, images, labels)
 
 
 def _all_samples(run: Run, validation: np.ndarray, rewards) -> tuple[dict, dict]:
@@ -161,6 +153,8 @@ def _tables(run: Run, rows: dict) -> dict[str, Any]:
         "split": run.config.evaluate.split,
         "spaces": protocol.by_space(rows, "frechet"),
         "spaces_se": protocol.by_space(rows, "frechet_se"),
+        "spaces_change_se": protocol.paired_errors(rows, "base"),
+        "spaces_tuned_se": protocol.paired_errors(rows, "tuned"),
         "kernel": protocol.by_space(rows, "kernel"),
         "kernel_se": protocol.by_space(rows, "kernel_se"),
         **{metric: table["judge"] for metric, table in judged.items()},

@@ -107,11 +107,8 @@ def settings_from(config: Config) -> adjoint_matching.Settings:
     if options.subset_reduction not in ("sum", "mean"):
         raise UserError(f"config.posttrain.subset_reduction: {options.subset_reduction!r} must be sum or mean")
     try:
-        schedule = Schedule(
-            num_steps=options.num_timesteps,
-            integrator=options.integrator,
-            gain_eps=None if options.gain_eps < 0 else options.gain_eps,
-        )
+        offsets = {name: options[name] if options[name] >= 0 else None for name in ("time_offset", "noise_offset", "gain_eps")}
+        schedule = Schedule(num_steps=options.num_timesteps, integrator=options.integrator, **offsets)
     except ValueError as error:
         raise UserError(f"config.posttrain: {error}") from error
     return adjoint_matching.Settings(

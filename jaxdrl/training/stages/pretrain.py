@@ -1,14 +1,19 @@
 """Stage 3: a class-conditional generator trained with flow matching; and its control, the same training continued.
 
-The default run starts from the converged base in the package; `config.pretrain.from_scratch` trains it here. The learning rate
-is constant and the weights that count are the exponential moving average, so training can be continued at any time without
-re-warming: that is what makes "pretraining continued at equal compute" a fair control.
+The default run starts from the converged base in the package; `config.pretrain.from_scratch` trains it here.
+
+The trunk is trained with a constant learning rate; the base is the average of the weights at the end of a branch of `decay_steps`
+steps in which the rate falls to 0 ("warmup-stable-decay": Hu et al., arXiv 2404.06395; Haegele et al., arXiv 2405.18392). The
+control "pretraining continued at equal compute" goes on from the trunk, at the same rate, and then branches off in the same way:
+it is what a longer pretraining would have given, and it is not held back by a rate that has decayed already. The steps of its
+branch come on top of its budget. Without a branch (`decay_steps` = 0) the base is the trunk's average.
 """
 
 import math
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxdrl import data
 from jaxdrl.algorithms import flow_matching
@@ -25,34 +30,34 @@ name = "pretrain"
 
 
 def run(run: Run) -> dict:
-    """Trains the base, or takes it from the package; writes `model.safetensors` (EMA) and `state.safetensors`.
+    """Trains the base, or takes it from the package; writes `model.safetensors` (EMA) and `state.safetensors` (the trunk).
 
     Args:
         run: The run.
 
     Returns:
-        steps, parameters, fingerprint of the whole state and `from_scratch`.
+        steps, parameters, fingerprint of the base and `from_scratch`.
 
     Raises:
         UserError: If the package ships no base for this recipe and `from_scratch` is off.
     """
-    config = run.config
+    config, directory = run.config, run.workdir / name
+    directory.mkdir(parents=True, exist_ok=True)
     template = initial_state(config)
     if config.pretrain.from_scratch:
-        final = train(run, name, template, 0, config.pretrain.steps, curve=True)
+        base = _trunk_and_branch(run, name, template, 0, config.pretrain.steps, curve=True)
     else:
-        shipped = assets.load(config.name, "state")
-        final = files.match(template, shipped, f"the shipped base of {config.name}")
-    directory = run.workdir / name
-    directory.mkdir(parents=True, exist_ok=True)
-    files.save_tree(directory / "model.safetensors", final.ema)
-    files.save_tree(directory / "state.safetensors", final)
+        what = f"the shipped base of {config.name}"
+        trunk = files.match(template, assets.load(config.name, "state"), what)
+        base = files.match(template.params, assets.load(config.name, "base"), what)
+        files.save_tree(directory / "state.safetensors", trunk)
+    files.save_tree(directory / "model.safetensors", base)
     return {
         "from_scratch": bool(config.pretrain.from_scratch),
-        "steps": int(final.step),
+        "steps": config.pretrain.steps + config.pretrain.decay_steps,
         "parameters": models.backbone(config).num_params,
-        "fingerprint": files.fingerprint(files.load_tree(directory / "state.safetensors")),
-        "shipped_fingerprint": assets.fingerprints(config.name).get("state", ""),
+        "fingerprint": files.fingerprint(base),
+        "shipped_fingerprint": assets.fingerprints(config.name).get("base", ""),
     }
 
 
@@ -73,11 +78,10 @@ def run_longer(run: Run) -> dict:
     chunk = _chunk(config)
     extra = math.ceil(extra / chunk) * chunk
     start = files.load_tree(run.workdir / name / "state.safetensors", initial_state(config))
-    final = train(run, "longer", start, int(start.step), extra, curve=False)
     directory = run.workdir / "longer"
     directory.mkdir(parents=True, exist_ok=True)
-    files.save_tree(directory / "model.safetensors", final.ema)
-    return {"steps": extra, "flops": spent, "total_steps": int(final.step)}
+    files.save_tree(directory / "model.safetensors", _trunk_and_branch(run, "longer", start, int(start.step), extra, curve=False))
+    return {"steps": extra, "flops": spent, "total_steps": int(start.step) + extra + config.pretrain.decay_steps}
 
 
 def initial_state(config: Config) -> state.TrainState:
@@ -93,7 +97,22 @@ def initial_state(config: Config) -> state.TrainState:
     return state.create(params, _optimizer(config), config.pretrain.ema_decay)
 
 
-def train(run: Run, stage: str, start: state.TrainState, first: int, count: int, *, curve: bool) -> state.TrainState:
+def _trunk_and_branch(run: Run, stage: str, start: state.TrainState, first: int, count: int, *, curve: bool) -> PyTree:
+    """Trains the trunk from step `first` for `count` steps and the branch at its end; returns the branch's average."""
+    path, decay_steps = run.workdir / stage / "state.safetensors", run.config.pretrain.decay_steps
+    if path.exists():
+        trunk = files.load_tree(path, start)
+    else:
+        trunk = train(run, stage, start, first, count, curve=curve)
+        files.save_tree(path, trunk)
+    if decay_steps == 0:
+        return trunk.ema
+    return train(run, stage, trunk, first + count, decay_steps, curve=curve, decay=True).ema
+
+
+def train(
+    run: Run, stage: str, start: state.TrainState, first: int, count: int, *, curve: bool, decay: bool = False
+) -> state.TrainState:
     """Trains from step `first` for `count` steps, with checkpoints, metrics and progress.
 
     Args:
@@ -103,6 +122,7 @@ def train(run: Run, stage: str, start: state.TrainState, first: int, count: int,
         first: Steps already taken; data and randomness continue from there.
         count: Steps to take.
         curve: Whether the distances of the plateau curve are measured every `curve_every` steps.
+        decay: Whether the learning rate falls to 0 over these steps.
 
     Returns:
         The final state.
@@ -114,14 +134,15 @@ def train(run: Run, stage: str, start: state.TrainState, first: int, count: int,
     )
     measure = plateau.measure(run) if curve else None
     key, chunk = stage_key(config.seed, "pretrain"), _chunk(config)
-    step_fn = _compiled(run)
-    with Checkpoints(run.workdir / stage / "checkpoints", config.runtime.checkpoint_seconds) as checkpoints:
+    step_fn = _compiled(run, _optimizer(config, (first, first + count) if decay else None))
+    folder, shown = ("checkpoints_decay", f"{stage} decay") if decay else ("checkpoints", stage)
+    with Checkpoints(run.workdir / stage / folder, config.runtime.checkpoint_seconds) as checkpoints:
         restored = checkpoints.restore(start)
         current = restored[1] if restored else mesh.place(start, run.mesh)
         step = int(current.step)
         writer = run.writer.for_stage(stage)
         writer.resume(step)
-        progress = Progress(stage, count, start=step - first, seconds=config.runtime.progress_seconds)
+        progress = Progress(shown, count, start=step - first, seconds=config.runtime.progress_seconds)
         stream = batches.stream(step, chunk)
         while step < first + count:
             batch = next(stream)
@@ -139,21 +160,29 @@ def train(run: Run, stage: str, start: state.TrainState, first: int, count: int,
 
 def _chunk(config: Config) -> int:
     """Steps a compiled call: divides every length that matters, so that a resumed run makes the same calls."""
-    return math.gcd(math.gcd(config.pretrain.steps, config.pretrain.curve_every), 50)
-
-
-def _optimizer(config: Config):
     settings = config.pretrain
+    return math.gcd(settings.steps, settings.decay_steps, settings.curve_every, 50)
+
+
+def _optimizer(config: Config, decay: tuple[int, int] | None = None):
+    """Adam at a constant rate, or with a rate that falls to 0 from step `decay[0]` to step `decay[1]`."""
+    settings = config.pretrain
+    start, end = decay or (0, 0)
     optimizer, _ = state.make_optimizer(
-        learning_rate=settings.learning_rate, warmup_steps=settings.warmup_steps, grad_clip=settings.grad_clip
+        learning_rate=settings.learning_rate,
+        warmup_steps=settings.warmup_steps,
+        hold_steps=start,
+        total_steps=end,
+        decay="linear" if decay else "constant",
+        grad_clip=settings.grad_clip,
     )
     return optimizer
 
 
-def _compiled(run: Run):
+def _compiled(run: Run, optimizer):
     """Compiles `chunk` training steps: (state, images [n, b, ...], labels [n, b], key) -> (state, losses [n])."""
     config = run.config
-    network, pixels, optimizer = models.backbone(config), models.tokenizer(config), _optimizer(config)
+    network, pixels = models.backbone(config), models.tokenizer(config)
     settings = config.pretrain
 
     def step(current, batch, key):
