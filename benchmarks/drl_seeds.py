@@ -119,7 +119,8 @@ def summarise(reports: list[dict]) -> dict:
             found.setdefault(f"change {metric}", []).append(change)
         if "longer_pretraining" in judge:
             found.setdefault("plateau (judge, longer / base - 1)", []).append(judge["longer_pretraining"] / judge["base"] - 1)
-        found.setdefault("ideal share", []).append(report["ideal_share"])
+        for key in ("ideal_share", "kl", "projection_ratio"):
+            found.setdefault(key.replace("_", " "), []).append(report[key])
         found.setdefault("effective sample size", []).append(report["ess"]["mean"])
         found.setdefault("discriminator accuracy", []).append(report["stages"]["discriminator"]["accuracy"])
     return {

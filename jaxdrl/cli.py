@@ -1,4 +1,4 @@
-"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|sample|evaluate|report`.
+"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|sample|evaluate|report|convert|export`.
 
 Mistakes of the user are one line on stderr and exit code 2; nothing that was computed is lost by any of them.
 """
@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jaxdrl
+from jaxdrl import convert_command
 from jaxdrl.config import Config, default
 from jaxdrl.errors import UserError
 
@@ -32,6 +33,8 @@ commands
   evaluate       ... up to and including the measurement
   report         ... up to and including the report (as run)
   sample         images from a model of a workdir (see `jaxdrl sample --help`)
+  convert        the authors' PyTorch weights into a folder of ours (see `jaxdrl convert --help`)
+  export         ... and back into a file that their code loads (see `jaxdrl export --help`)
 
 A stage whose result is in the workdir is skipped, one that was cut short goes on where it stopped: give the same command again.
 --config may be left out when the workdir has a run. Every key of the config can be set: jaxdrl/config.py explains them.
@@ -59,7 +62,7 @@ example
   jaxdrl sample --workdir=runs/first --model=base --num=80 --seed=3 --out=base.png
 """
 
-COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sample")
+COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sample", "convert", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,8 +102,11 @@ def _dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"command {command!r} is unknown{_closest(command, COMMANDS)}; see `jaxdrl --help`")
     if any(argument in ("-h", "--help") for argument in rest):
-        print(SAMPLE_HELP if command == "sample" else HELP.format(version=jaxdrl.__version__), end="")
+        pages = {"sample": SAMPLE_HELP, "convert": convert_command.CONVERT_HELP, "export": convert_command.EXPORT_HELP}
+        print(pages.get(command, HELP.format(version=jaxdrl.__version__)), end="")
         return 0
+    if command in ("convert", "export"):
+        return (convert_command.convert if command == "convert" else convert_command.export)(rest)
     values = _parse(command, rest)
     if values.workdir is None:
         raise UserError(f"--workdir is missing; for example `jaxdrl {command} --workdir=runs/first`")

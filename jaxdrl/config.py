@@ -146,7 +146,7 @@ def _encoders() -> Config:
 def _backbone() -> Config:
     return ml_collections.ConfigDict(
         {
-            "name": "SiT",  # SiT (sizes below) or a published name such as SiT-XL/2 (sizes ignored when 0)
+            "name": "SiT",  # SiT, JiT ... with the sizes below, or a published name such as SiT-XL/2, which has its own
             "patch_size": 2,
             "width": 32,
             "depth": 2,
@@ -155,6 +155,8 @@ def _backbone() -> Config:
             "frequency_dim": 64,  # of the time embedding
             "dtype": "float32",  # of the matmuls
             "remat": "none",  # none | full
+            "spectral": "none",  # SpectralDiT's gate: none | timestep | timestep+label | static
+            "gate_scale": 1.0,
         }
     )
 

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxdrl.backbones import dit
+from jaxdrl.backbones import ddt, dit, jit, spectral
 
-_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+_LATENT = {"sample_shape": (32, 32, 4), "num_classes": 1000}
+Velocity = Callable[[PyTree, Float[Array, "..."], Float[Array, "..."], Int[Array, "..."]], Float[Array, "..."]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,15 +23,24 @@ class Backbone:
 
     Attributes:
         name: As given to `create`.
+        family: "SiT", "DiT", "REPA", "JiT" or "DiTDH".
+        fields: Sizes and options of the network, by name.
         init: key -> params, float32.
         velocity: (params, x [batch, h, w, c], t [batch], y [batch]) -> v, float32.
+        predict: The network in its authors' own convention, same arguments: SiT's velocity, DiT's noise (and variance channels),
+            REPA's and RAE's noise - data at t = 1 noise, JiT's clean image.
+        aligned: REPA alone: as `velocity`, with the projected tokens for each encoder; None for others.
         sample_shape: (h, w, c).
         num_classes: Classes without the null class.
     """
 
     name: str
+    family: str
+    fields: tuple[tuple[str, Any], ...]
     init: Callable[[Key[Array, ""]], PyTree]
-    velocity: Callable[[PyTree, Float[Array, "..."], Float[Array, "..."], Int[Array, "..."]], Float[Array, "..."]]
+    velocity: Velocity
+    predict: Velocity
+    aligned: Callable[..., tuple[Float[Array, "..."], list[Float[Array, "..."]]]] | None
     sample_shape: tuple[int, ...]
     num_classes: int
 
@@ -41,60 +51,119 @@ class Backbone:
 
     @property
     def num_params(self) -> int:
-        """Trainable parameters; SiT's published counts include its fixed position table, tokens x width more."""
+        """Parameters in the tree; published counts of SiT, DiT, REPA and DiTDH add the fixed position table, tokens x width."""
         shapes = jax.eval_shape(self.init, jax.random.key(0))
         return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
+def _published() -> dict[str, tuple[str, dict[str, Any]]]:
+    """Name -> (family, fields) of every published size."""
+    sized = lambda size: dict(zip(("width", "depth", "num_heads"), size, strict=True))  # noqa: E731
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for size, numbers in dit.SIZES.items():
+        for patch in (2, 4, 8):
+            fields = _LATENT | sized(numbers) | {"patch_size": patch}
+            found[f"SiT-{size}/{patch}"] = ("SiT", fields)
+            found[f"DiT-{size}/{patch}"] = ("DiT", fields | {"full_output": True})
+    for size, depth in (("B", 4), ("L", 8), ("XL", 8)):
+        fields = _LATENT | sized(dit.SIZES[size]) | {"patch_size": 2, "learn_sigma": False}
+        found[f"REPA-SiT-{size}/2"] = ("REPA", fields | {"projector_dims": (768,), "projector_depth": depth})
+    for size, (*numbers, bottleneck, start) in jit.SIZES.items():
+        for patch in (16, 32, 64):
+            fields = sized(numbers) | {"bottleneck": bottleneck, "context_start": start, "patch_size": patch}
+            found[f"JiT-{size}/{patch}"] = ("JiT", fields | {"sample_shape": (16 * patch, 16 * patch, 3), "num_classes": 1000})
+    for size, numbers in ddt.SIZES.items():
+        fields = sized(numbers) | {"patch_size": 1, "sample_shape": (16, 16, 768), "num_classes": 1000}
+        found[f"DiTDH-{size}"] = ("DiTDH", fields)
+    return found
+
+
+PUBLISHED = _published()
+_MODULES: dict[str, Any] = {"SiT": dit.SiT, "DiT": dit.SiT, "REPA": dit.SiT, "JiT": jit.JiT, "DiTDH": ddt.DiTDH}
+_FAMILY_FIELDS: dict[str, dict[str, Any]] = {
+    "SiT": {},
+    "DiT": {"full_output": True},
+    "REPA": {"learn_sigma": False, "projector_dims": (768,)},
+    "JiT": {},
+    "DiTDH": {},
+}
+
+
 def names() -> list[str]:
-    """Lists the names that `create` knows."""
-    return ["SiT", *(f"SiT-{size}/{patch}" for size in _SIZES for patch in (2, 4, 8))]
+    """Lists the names that `create` knows: the families, whose sizes must be given, and the published sizes."""
+    return [*_MODULES, *PUBLISHED]
 
 
 def create(name: str, **overrides: Any) -> Backbone:
     """Builds a backbone.
 
     Args:
-        name: A published size such as "SiT-XL/2", or "SiT" with patch_size, width, depth and num_heads given.
-        **overrides: Any field of `dit.SiT`; dtype as "float32" or "bfloat16". Published sizes default to sample_shape
-            (32, 32, 4) and 1000 classes.
+        name: A published size such as "SiT-XL/2", or a family ("SiT", "DiT", "REPA", "JiT", "DiTDH") with at least sample_shape,
+            num_classes, patch_size, width, depth and num_heads given.
+        **overrides: Any field of the family's network (`dit.SiT`, `jit.JiT`, `ddt.DiTDH`); dtype as "float32" or "bfloat16".
 
     Returns:
-        The backbone.
+        The backbone. The same name and fields give the same object.
 
     Raises:
         ValueError: If the name or a field is unknown, or the sizes do not fit each other.
     """
     if name not in names():
         raise ValueError(f"backbone {name!r} is unknown; choose one of {', '.join(names())}")
-    fields: dict[str, Any] = {"sample_shape": (32, 32, 4), "num_classes": 1000}
-    if name != "SiT":
-        size, patch = name.removeprefix("SiT-").split("/")
-        fields |= dict(zip(("width", "depth", "num_heads"), _SIZES[size], strict=True)) | {"patch_size": int(patch)}
-    fields |= overrides
-    known = {field for field in dit.SiT.__dataclass_fields__ if field not in ("parent", "name")}
-    unknown, needed = set(fields) - known, {"patch_size", "width", "depth", "num_heads"} - set(fields)
+    family, fields = PUBLISHED.get(name, (name, _FAMILY_FIELDS.get(name, {})))
+    fields = (_LATENT if family in ("SiT", "DiT", "REPA") else {}) | fields | overrides
+    module = _MODULES[family]
+    known = {field for field in module.__dataclass_fields__ if field not in ("parent", "name")}
+    needed = {"sample_shape", "num_classes", "patch_size", "width", "depth", "num_heads"} - set(fields)
+    unknown = set(fields) - known
     if unknown or needed:
         raise ValueError(f"backbone {name!r}: unknown fields {sorted(unknown)}, missing fields {sorted(needed)}")
     _check(fields)
-    fields["sample_shape"] = tuple(fields["sample_shape"])
-    return _build(name, tuple(sorted(fields.items())))
+    for key in ("sample_shape", "projector_dims"):
+        if key in fields:
+            fields[key] = tuple(fields[key])
+    return _build(name, family, tuple(sorted(fields.items())))
 
 
 # The same sizes give the same object, so that functions compiled for a backbone are found again.
 @lru_cache(maxsize=64)
-def _build(name: str, items: tuple[tuple[str, Any], ...]) -> Backbone:
+def _build(name: str, family: str, items: tuple[tuple[str, Any], ...]) -> Backbone:
     fields = dict(items)
-    module = dit.SiT(**fields | {"dtype": _DTYPES[fields.get("dtype", "float32")]})
+    module = _MODULES[family](**fields | {"dtype": _DTYPES[fields.get("dtype", "float32")]})
     shape = fields["sample_shape"]
 
     def init(key: Key[Array, ""]) -> PyTree:
         return module.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), jnp.zeros(1, jnp.int32))["params"]
 
-    def velocity(params: PyTree, x: Any, t: Any, y: Any) -> Any:
+    def predict(params: PyTree, x: Any, t: Any, y: Any) -> Any:
         return module.apply({"params": params}, x, t, y)
 
-    return Backbone(name=name, init=init, velocity=velocity, sample_shape=shape, num_classes=fields["num_classes"])
+    def reversed_time(params: PyTree, x: Any, t: Any, y: Any) -> Any:
+        return -predict(params, x, 1 - t, y)
+
+    def from_noise(params: PyTree, x: Any, t: Any, y: Any) -> Any:
+        noise = lambda x, n: predict(params, x, n, y)[..., : shape[-1]]  # noqa: E731
+        return dit.velocity_from_noise(noise, x, t)
+
+    def from_image(params: PyTree, x: Any, t: Any, y: Any) -> Any:
+        return jit.velocity(predict(params, x, t, y), x, t)
+
+    def aligned(params: PyTree, x: Any, t: Any, y: Any) -> Any:
+        value, projections = module.apply({"params": params}, x, 1 - t, y, aligned=True)
+        return -value, projections
+
+    adapters = {"SiT": predict, "DiT": from_noise, "REPA": reversed_time, "JiT": from_image, "DiTDH": reversed_time}
+    return Backbone(
+        name=name,
+        family=family,
+        fields=items,
+        init=init,
+        velocity=adapters[family],
+        predict=predict,
+        aligned=aligned if family == "REPA" else None,
+        sample_shape=shape,
+        num_classes=fields["num_classes"],
+    )
 
 
 def _check(fields: dict[str, Any]) -> None:
@@ -109,6 +178,12 @@ def _check(fields: dict[str, Any]) -> None:
         raise ValueError(f"dtype must be float32 or bfloat16, got {fields['dtype']!r}")
     if fields.get("remat", "none") not in ("none", "full"):
         raise ValueError(f"remat must be none or full, got {fields['remat']!r}")
+    if fields.get("spectral", "none") not in spectral.MODES:
+        raise ValueError(f"spectral must be one of {', '.join(spectral.MODES)}, got {fields['spectral']!r}")
+    if fields.get("scan_layers", False) and fields.get("projector_dims"):
+        raise ValueError("scan_layers and projector_dims exclude each other: the projections leave in the middle of the scan")
+    if fields.get("projector_dims") and fields.get("projector_depth", 8) > fields["depth"]:
+        raise ValueError(f"projector_depth {fields.get('projector_depth', 8)} is more than the depth {fields['depth']}")
 
 
-__all__ = ["Backbone", "create", "names"]
+__all__ = ["PUBLISHED", "Backbone", "Velocity", "create", "names"]

@@ -1,7 +1,17 @@
-"""SiT: the diffusion transformer with adaLN-Zero, trained by flow matching.
+r"""The diffusion transformer with adaLN-Zero, as SiT, DiT and REPA use it, with SpectralDiT's gate as an option.
 
-Source: Ma et al., "SiT", arXiv 2401.08740; willisma/SiT models.py (the forward pass, the initialisation and the sizes).
-Its convention is this project's: t = 0 noise, the output is data - noise, t enters the embedding raw.
+Sources: Ma et al., "SiT", arXiv 2401.08740, willisma/SiT models.py (the forward pass, the initialisation and the sizes); Peebles and
+Xie, "DiT", arXiv 2212.09748, facebookresearch/DiT models.py; Yu et al., "REPA", arXiv 2410.06940, sihyun-yu/REPA models/sit.py.
+
+One network, three conventions. This project's is SiT's: t = 0 noise, the output is data - noise, t enters the embedding raw.
+
+REPA (t = 1 noise, noise - data):   v(x, t) = - v_REPA(x, 1 - t)                                                (1)
+
+DiT predicts the noise of a diffusion with 1000 steps and a_n = prod_{i <= n} (1 - beta_i), beta from 1e-4 to 2e-2:
+x_n = sqrt(a_n) x_0 + sqrt(1 - a_n) e. At equal ratio of signal to noise, x' = x_t / s with s^2 = t^2 + (1 - t)^2 is such a sample:
+
+    sqrt(a_n / (1 - a_n)) = t / (1 - t),    n interpolated between steps, t cut to the range of the diffusion   (2)
+    e = eps(x', n),    x_0 = (x' - sqrt(1 - a_n) e) / sqrt(a_n),    v(x_t, t) = x_0 - e                         (3)
 """
 
 from functools import partial
@@ -10,6 +20,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jaxdrl.backbones.layers import (
@@ -23,7 +34,9 @@ from jaxdrl.backbones.layers import (
     unpatchify,
     xavier,
 )
+from jaxdrl.backbones.spectral import SpectralGate
 
+SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 small_normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros
 
@@ -35,19 +48,28 @@ class Block(nn.Module):
         num_heads: Of the attention.
         mlp_ratio: Hidden width over width.
         dtype: Of the matmuls.
+        spectral: See `spectral.SpectralGate`; "none" leaves the gate out.
+        gate_scale: Of the gate.
+        grid: (rows, columns) of tokens, for the gate.
     """
 
     num_heads: int
     mlp_ratio: float
     dtype: Any = jnp.float32
+    spectral: str = "none"
+    gate_scale: float = 1.0
+    grid: tuple[int, int] = (0, 0)
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"], c: Float[Array, "batch width"]) -> Float[Array, "..."]:
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], c: Float[Array, "batch width"], time: Float[Array, "batch width"]
+    ) -> Float[Array, "..."]:
         """Applies the block.
 
         Args:
             x: Tokens.
             c: Time plus label embedding, before its SiLU.
+            time: The time embedding alone, for the gate.
 
         Returns:
             Tokens.
@@ -58,7 +80,39 @@ class Block(nn.Module):
         h = layer_norm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * Attention(self.num_heads, self.dtype, name="attn")(h)
         h = layer_norm(x) * (1 + scale_m) + shift_m
-        return x + gate_m * Mlp(int(width * self.mlp_ratio), True, self.dtype, name="mlp")(h)
+        residual = gate_m * Mlp(int(width * self.mlp_ratio), True, self.dtype, name="mlp")(h)
+        if self.spectral != "none":
+            gate = SpectralGate(self.spectral, self.grid, self.gate_scale, self.dtype, name="freq_gate")
+            residual = gate(residual, time, c)
+        return x + residual
+
+
+class Projector(nn.Module):
+    """REPA's head from tokens to an encoder's features: three linear layers with SiLU between.
+
+    Attributes:
+        features: Outputs.
+        hidden: Width between.
+        dtype: Of the matmuls.
+    """
+
+    features: int
+    hidden: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens features"]:
+        """Applies the head.
+
+        Args:
+            x: Tokens.
+
+        Returns:
+            Predicted features.
+        """
+        for index, size in ((0, self.hidden), (2, self.hidden)):
+            x = jax.nn.silu(dense(size, self.dtype, str(index))(x))
+        return dense(self.features, self.dtype, "4")(x)
 
 
 class SiT(nn.Module):
@@ -73,7 +127,13 @@ class SiT(nn.Module):
         num_heads: Attention heads.
         mlp_ratio: Hidden width over width.
         frequency_dim: Of the time features (256 in the paper).
-        learn_sigma: The head has twice the channels, of which the first half is the velocity, as in the published weights.
+        learn_sigma: The head has twice the channels, of which the first half is the prediction, as in the published weights.
+        full_output: With `learn_sigma`, return all channels (DiT's variance beside its noise).
+        spectral: "none", "timestep", "timestep+label" or "static": SpectralDiT's gate on every block's MLP residual.
+        gate_scale: Of that gate.
+        projector_dims: REPA: feature sizes of the encoders that tokens are aligned with; empty for none.
+        projector_depth: REPA: the block after which they are.
+        projector_hidden: REPA: width of the projectors.
         dtype: Of the matmuls; weights, norms, softmax and output stay float32.
         remat: "none", or "full": blocks are computed again in the backward pass.
         scan_layers: One compiled block run `depth` times, its weights stacked under "blocks" (leading axis: the block): the
@@ -90,23 +150,30 @@ class SiT(nn.Module):
     mlp_ratio: float = 4.0
     frequency_dim: int = 256
     learn_sigma: bool = True
+    full_output: bool = False
+    spectral: str = "none"
+    gate_scale: float = 1.0
+    projector_dims: tuple[int, ...] = ()
+    projector_depth: int = 8
+    projector_hidden: int = 2048
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "batch h w c"], t: Float[Array, " batch"], y: Int[Array, " batch"]
-    ) -> Float[Array, "batch h w c"]:
-        """Evaluates the velocity.
+        self, x: Float[Array, "batch h w c"], t: Float[Array, " batch"], y: Int[Array, " batch"], aligned: bool = False
+    ) -> Any:
+        """Evaluates the network in its authors' convention.
 
         Args:
             x: Noisy samples.
-            t: Times in [0, 1].
+            t: Times as the authors count them.
             y: Classes; `num_classes` is the null class.
+            aligned: Whether REPA's projections are returned too.
 
         Returns:
-            float32 velocity.
+            float32 prediction, [batch, h, w, c]; with `aligned`, (prediction, one [batch, tokens, dim] an encoder).
         """
         h, w, channels = self.sample_shape
         grid = (h // self.patch_size, w // self.patch_size)
@@ -118,26 +185,77 @@ class SiT(nn.Module):
         time = make(self.width, name="t_embedder_2", kernel_init=small_normal)(time)
         table = self.param("y_embedder", small_normal, (self.num_classes + 1, self.width), jnp.float32)
         c = time + table[y]
-        block = nn.remat(Block) if self.remat == "full" else Block
-        if self.scan_layers:
-            scanned = nn.scan(
-                lambda block, tokens, c: (block(tokens, c), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-                length=self.depth,
-            )
-            tokens, _ = scanned(block(self.num_heads, self.mlp_ratio, self.dtype, name="blocks"), tokens, c)
-        else:
-            for index in range(self.depth):
-                tokens = block(self.num_heads, self.mlp_ratio, self.dtype, name=f"blocks_{index}")(tokens, c)
+        tokens, projections = self._blocks(tokens, c, time, grid)
         modulation = make(2 * self.width, name="final_adaLN_modulation", kernel_init=zeros)(jax.nn.silu(c))[:, None]
         shift, scale = jnp.split(modulation, 2, axis=-1)
         out_channels = channels * (2 if self.learn_sigma else 1)
         tokens = layer_norm(tokens) * (1 + scale) + shift
         tokens = make(self.patch_size**2 * out_channels, name="final_linear", kernel_init=zeros)(tokens)
         out = unpatchify(tokens.astype(jnp.float32), self.patch_size, grid)
-        return out[..., :channels]
+        out = out if self.full_output else out[..., :channels]
+        return (out, projections) if aligned else out
+
+    def _blocks(self, tokens, c, time, grid):
+        """Applies all blocks; returns tokens and REPA's projections."""
+        block = nn.remat(Block) if self.remat == "full" else Block
+        make = partial(block, self.num_heads, self.mlp_ratio, self.dtype, self.spectral, self.gate_scale, grid)
+        projections = []
+        if self.scan_layers:
+            scanned = nn.scan(
+                lambda block, tokens, conditions: (block(tokens, *conditions), None),
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+                length=self.depth,
+            )
+            return scanned(make(name="blocks"), tokens, (c, time))[0], projections
+        for index in range(self.depth):
+            tokens = make(name=f"blocks_{index}")(tokens, c, time)
+            if index + 1 == self.projector_depth:
+                projectors = [
+                    Projector(dim, self.projector_hidden, self.dtype, name=f"projectors_{i}")
+                    for i, dim in enumerate(self.projector_dims)
+                ]
+                projections = [projector(tokens).astype(jnp.float32) for projector in projectors]
+        return tokens, projections
 
 
-__all__ = ["Block", "SiT", "xavier"]
+def diffusion_time(t: Float[Array, " batch"]) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
+    """The step n and a_n of DiT's diffusion at time t, by (2).
+
+    Args:
+        t: Times in [0, 1]; 0 is noise.
+
+    Returns:
+        n in [0, 999], not rounded, and a_n.
+    """
+    betas = np.linspace(1e-4, 2e-2, 1000, dtype=np.float64)
+    alphas = np.cumprod(1 - betas)
+    log_ratio = 0.5 * np.log(alphas / (1 - alphas))  # falls with n
+    edge = 1 / (1 + np.exp(-log_ratio))
+    cut = jnp.clip(t.astype(jnp.float32), float(edge[-1]), float(edge[0]))
+    wanted = jnp.log(cut / (1 - cut))
+    table = jnp.asarray(log_ratio[::-1], jnp.float32)
+    n = jnp.interp(wanted, table, jnp.arange(999.0, -1.0, -1.0))
+    return n, jax.nn.sigmoid(2 * wanted)
+
+
+def velocity_from_noise(predict: Any, x: Float[Array, "batch h w c"], t: Float[Array, " batch"]) -> Float[Array, "batch h w c"]:
+    """The velocity (3) of a network that predicts noise.
+
+    Args:
+        predict: (x', n) -> e.
+        x: x_t on the linear path.
+        t: Times.
+
+    Returns:
+        data - noise.
+    """
+    n, alpha = (value[:, None, None, None] for value in diffusion_time(t))
+    time = t.astype(jnp.float32)[:, None, None, None]
+    scaled = x / jnp.sqrt(time**2 + (1 - time) ** 2)
+    noise = predict(scaled, n[:, 0, 0, 0])
+    return (scaled - jnp.sqrt(1 - alpha) * noise) / jnp.sqrt(alpha) - noise
+
+
+__all__ = ["SIZES", "Block", "Projector", "SiT", "diffusion_time", "velocity_from_noise", "xavier"]

@@ -5,6 +5,14 @@ For each class the solution is p*(x | y) ~ p_base(x | y) exp(lambda r(x, y)). Sa
     w_i = exp(lambda r_i) / sum_{j in class} exp(lambda r_j)                 (1)
 
 stand for it (self-normalised importance weights), and 1 / (n sum w_i^2) (2) is the share of them that effectively counts.
+
+A network reaches what of it can be written as a change of its own velocity. Adjoint Matching regresses the ideal control u* (KL of the
+ideal tilt = 1/2 E int |u*|^2); to first order its solution is the projection P u* on what the network's parameters can express, with
+
+    lambda (E_tuned r - E_base r) = E int <u*, P u*> = E int |P u*|^2 = 2 KL(p_tuned | p_base).       (3)
+
+So the ratio of the two sides is 1 for a finished optimisation, whatever share of the ideal shift it reached; above 1 it has not gone
+all the way, below 1 it spends KL on noise.
 """
 
 import numpy as np
@@ -87,3 +95,17 @@ def ideal_tilt(
         chosen = np.searchsorted(np.cumsum(w[mine]), points).clip(max=len(mine) - 1)
         drawn.append(rng.permutation(mine[chosen]))
     return np.stack(drawn, axis=1).reshape(-1)[:num]
+
+
+def projection_ratio(reward_shift: float, kl: float, scale: float) -> float:
+    """The ratio of the two sides of (3).
+
+    Args:
+        reward_shift: E_tuned r - E_base r.
+        kl: KL(p_tuned | p_base) in nats, the control energy of the rollouts.
+        scale: lambda.
+
+    Returns:
+        The ratio; nan where the KL is 0.
+    """
+    return scale * reward_shift / (2 * kl) if kl > 0 else float("nan")

@@ -121,7 +121,10 @@ def _reading(report: Mapping[str, Any]) -> str:
         "The <b>ideal tilt</b> is what solving the RL problem exactly would give: base samples resampled in proportion to "
         "exp(λ r). It is limited by this discriminator and by what the base can produce. Mean reward: base "
         f"{means['base']:.3f}, tuned {means['tuned']:.3f}, ideal {means['ideal_tilt']:.3f}, data {means['data']:.3f}; the tuned model "
-        f"covers <b>{100 * report['ideal_share']:.0f} %</b> of the ideal shift. Effective sample size of the tilt: {ess['mean']:.2f}.",
+        f"covers <b>{100 * report['ideal_share']:.0f} %</b> of the ideal shift. Effective sample size of the tilt: {ess['mean']:.2f}. "
+        f"The tuned model is {report['kl']:.3f} nats from the base; λ times its reward shift is {report['projection_ratio']:.2f} × "
+        "2 KL. Near 1 the optimiser has reached what this network can express of the tilt; above 1 it stopped early, below 1 it "
+        "spent KL on noise.",
     ]
     control, guidance = report.get("control") or {}, report.get("guidance") or {}
     if "total_steps" in control:

@@ -41,14 +41,23 @@ def backbone(config: Config) -> backbones.Backbone:
     Raises:
         UserError: If the name is unknown or the sizes do not fit the images.
     """
-    sizes = config.backbone
-    shape = tokenizer(config).latent_shape(tuple(config.data.image_shape))
-    overrides = {"sample_shape": shape, "num_classes": config.data.num_classes, "dtype": sizes.dtype, "remat": sizes.remat}
-    if sizes.name == "SiT":
+    sizes, name = config.backbone, config.backbone.name
+    shape = tuple(config.data.image_shape)
+    overrides = {
+        "sample_shape": tokenizer(config).latent_shape(shape),
+        "num_classes": config.data.num_classes,
+        "dtype": sizes.dtype,
+        "remat": sizes.remat,
+    }
+    if name not in backbones.PUBLISHED:
         keys = ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "frequency_dim")
         overrides |= {key: sizes[key] for key in keys}
+    if name.startswith("SiT"):
+        overrides["learn_sigma"] = False
+    if sizes.spectral != "none":
+        overrides |= {"spectral": sizes.spectral, "gate_scale": sizes.gate_scale}
     try:
-        return backbones.create(sizes.name, learn_sigma=False, **overrides)
+        return backbones.create(name, **overrides)
     except ValueError as error:
         raise UserError(f"config.backbone: {error}") from error
 

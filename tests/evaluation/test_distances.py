@@ -166,3 +166,12 @@ def test_measure_and_its_tables():
     plane = protocol.principal_plane(X)(X)
     values = np.linalg.eigvalsh(np.cov(X.T))[::-1][:2]
     np.testing.assert_allclose(plane.var(axis=0, ddof=1), values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_projection_ratio_of_a_gaussian_under_a_linear_reward(scale):
+    """N(0, 1) and r = 3 x tilt to N(3 lambda, 1): shift 9 lambda, KL 4.5 lambda^2; a fraction f of the way gives 1 / f."""
+    for fraction in (1.0, 0.5):
+        mean = fraction * 3 * scale
+        assert tilt.projection_ratio(3 * mean, 0.5 * mean**2, scale) == pytest.approx(1 / fraction)
+    assert np.isnan(tilt.projection_ratio(0.0, 0.0, scale))

@@ -20,6 +20,7 @@ from jaxdrl.evaluation.statistics import Moments
 from jaxdrl.training import models, plateau
 from jaxdrl.training.batching import in_batches
 from jaxdrl.training.context import Run
+from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_seed
 from jaxdrl.training.workdir import data_directory, stage_result
@@ -163,7 +164,7 @@ def _tables(run: Run, rows: dict) -> dict[str, Any]:
 
 
 def _single_numbers(run: Run, splits: dict, samples: dict, rewards) -> dict[str, Any]:
-    """Accuracy, memorisation and rewards by row; effective sample size and the share of the ideal shift."""
+    """Accuracy, memorisation and rewards by row; effective sample size, share of the ideal shift, KL spent."""
     settings = run.config.evaluate
     machine = classifier.PixelClassifier(*splits["train"])
     flat = lambda images: protocol.spread(images.reshape(len(images), -1), 5000)  # noqa: E731
@@ -174,14 +175,18 @@ def _single_numbers(run: Run, splits: dict, samples: dict, rewards) -> dict[str,
     pool_rewards, scale = rewards(*samples["pool"]), run.config.posttrain.reward_scale
     ideal = tilt.tilted_mean(pool_rewards, samples["pool"][1], scale)
     mean, per_class = tilt.effective_sample_size(pool_rewards, samples["pool"][1], scale)
-    shift = ideal - float(pool_rewards.mean())
+    shift, tuned_shift = ideal - float(pool_rewards.mean()), means["tuned"] - means["base"]
+    energies = [line["control_energy"] for line in read_metrics(run.workdir) if line["stage"] == "posttrain"]
+    kl = float(np.mean(energies[-max(1, len(energies) // 8) :]))
     return {
         "accuracy": {row: machine.accuracy(*part) for row, part in (shown | {"floor": splits[settings.split]}).items()},
         "memorisation": {row: memorisation.copies(flat(part[0]), train, held_out) for row, part in shown.items()}
         | {"floor": 0.05},
         "reward_mean": means,
         "ess": {"mean": mean, "per_class": per_class.tolist()},
-        "ideal_share": (means["tuned"] - means["base"]) / shift if abs(shift) > 1e-9 else float("nan"),
+        "ideal_share": tuned_shift / shift if abs(shift) > 1e-9 else float("nan"),
+        "kl": kl,
+        "projection_ratio": tilt.projection_ratio(tuned_shift, kl, scale),
         "control": stage_result(run.workdir, "longer") or {},
     }
 

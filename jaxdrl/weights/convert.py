@@ -1,0 +1,224 @@
+"""PyTorch state dicts <-> parameter trees, exact to the bit; see `layouts.py` for the tables.
+
+torch is not needed: a state dict is a mapping from names to NumPy arrays, as safetensors files give it.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxdrl import backbones
+from jaxdrl.backbones import Backbone
+from jaxdrl.errors import UserError
+from jaxdrl.weights import files
+from jaxdrl.weights.layouts import TO_OURS, TO_THEIRS, Entry, Layout, layout
+
+_CONTAINERS = ("ema", "model_ema1", "model", "state_dict")
+_FIXED_TOLERANCE = 1e-4
+
+
+def from_torch(
+    model: str | Backbone,
+    state: Mapping[str, Any],
+    *,
+    weights: str = "ema",
+    place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+) -> PyTree:
+    """Converts a state dict.
+
+    Wrappers of the authors' training scripts are taken off ({"ema", "model", ...}, "net." and "module." prefixes), REPA's old
+    block names are renamed, q, k, v apart are joined, and SiT's `learn_sigma` is read from the last layer.
+
+    Args:
+        model: A published name, or a backbone of any size.
+        state: The file's content: names -> arrays, or a checkpoint that contains such mappings.
+        weights: Which mapping of a checkpoint: "ema" (also JiT's model_ema1) or "raw".
+        place: Called with each converted tensor before the next one is read, for example to put it on a mesh.
+
+    Returns:
+        Parameters for `backbone_for(model, state)`: float32 NumPy arrays, or what `place` made of them.
+
+    Raises:
+        UserError: Listing every missing, unexpected and misshapen tensor; or if `weights` is not in the checkpoint.
+    """
+    state = unwrap(state, weights)
+    backbone = backbone_for(model, state)
+    table = layout(backbone, style_of(state))
+    state = _renamed(state, backbone)
+    shapes = {name: leaf.shape for name, leaf in _named(jax.eval_shape(backbone.init, jax.random.key(0))).items()}
+    problems = _differences(table, state, shapes)
+    if problems:
+        raise UserError(f"the weights do not fit {backbone.name}: " + "; ".join(problems))
+    return _nested({entry.path: place(_ours(entry, state)) for entry in table.entries})
+
+
+def to_torch(model: str | Backbone, params: PyTree, *, style: str = "original") -> dict[str, np.ndarray]:
+    """Converts parameters to the state dict that the authors' code loads with `strict=True`.
+
+    Args:
+        model: A published name, or a backbone of any size.
+        params: Its parameters.
+        style: "original", or "diffusers" for DiT.
+
+    Returns:
+        names -> float32 arrays, fixed tables included.
+
+    Raises:
+        UserError: If the parameters are not those of the model.
+    """
+    backbone = backbone_for(model, params)
+    table = layout(backbone, style)
+    named = files.named_leaves(files.match(jax.eval_shape(backbone.init, jax.random.key(0)), params, "the parameters"))
+    state: dict[str, np.ndarray] = {}
+    for entry in table.entries:
+        value = np.ascontiguousarray(TO_THEIRS[entry.kind](named[entry.path], entry.patch))
+        parts = np.split(value, len(entry.keys)) if entry.split else [value] * len(entry.keys)
+        state |= {key: np.ascontiguousarray(part) for key, part in zip(entry.keys, parts, strict=True)}
+    return state | {key: np.ascontiguousarray(value) for key, value in table.fixed.items()}
+
+
+def backbone_for(model: str | Backbone, weights: Mapping[str, Any]) -> Backbone:
+    """The backbone that a set of weights belongs to.
+
+    Args:
+        model: A published name, or a backbone, which is returned as it is.
+        weights: A state dict or a parameter tree: published SiT weights have, or have not, a second half of output channels.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        UserError: If the name is unknown.
+    """
+    if isinstance(model, Backbone):
+        return model
+    if model not in backbones.PUBLISHED:
+        raise UserError(f"--model: {model!r} is unknown; choose one of {', '.join(backbones.PUBLISHED)}")
+    family, fields = backbones.PUBLISHED[model]
+    if family != "SiT":
+        return backbones.create(model)
+    head = weights.get("final_linear", {}).get("bias", weights.get("final_layer.linear.bias"))
+    channels = fields["sample_shape"][-1] * fields["patch_size"] ** 2
+    return backbones.create(model, learn_sigma=head is None or len(head) != channels)
+
+
+def style_of(state: Mapping[str, Any]) -> str:
+    """Says whether names are the authors' or diffusers'.
+
+    Args:
+        state: A state dict.
+
+    Returns:
+        "original" or "diffusers".
+    """
+    return "diffusers" if any(key.startswith("transformer_blocks.") for key in state) else "original"
+
+
+class Renamed(Mapping[str, Any]):
+    """A mapping under other names; a value is read when it is asked for."""
+
+    def __init__(self, state: Mapping[str, Any], rename: Callable[[str], str]) -> None:
+        """Renames.
+
+        Args:
+            state: Any mapping.
+            rename: Old name -> new name.
+        """
+        self._state, self._old = state, {rename(key): key for key in state}
+
+    def __getitem__(self, name: str) -> Any:
+        """Reads a value."""
+        return self._state[self._old[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        """Goes through the new names."""
+        return iter(self._old)
+
+    def __len__(self) -> int:
+        """How many values."""
+        return len(self._old)
+
+
+def unwrap(state: Mapping[str, Any], weights: str = "ema") -> Mapping[str, Any]:
+    """Takes the wrappers off a checkpoint.
+
+    Args:
+        state: A state dict, or a training script's checkpoint that contains some.
+        weights: "ema" or "raw".
+
+    Returns:
+        names -> arrays, without "module.", "_orig_mod." and "net." prefixes.
+
+    Raises:
+        UserError: If the checkpoint has no such weights.
+    """
+    if weights not in ("ema", "raw"):
+        raise UserError(f"--weights: {weights!r} must be ema or raw")
+    containers = [name for name in _CONTAINERS if name in state and isinstance(state[name], Mapping)]
+    if containers:
+        wanted = [name for name in containers if ("ema" in name) == (weights == "ema")]
+        if not wanted:
+            raise UserError(f"the checkpoint has no {weights} weights; it has {', '.join(containers)}")
+        state = state[wanted[0]]
+    return Renamed(state, lambda key: re.sub(r"^((module|_orig_mod|net)\.)+", "", key))
+
+
+def _renamed(state: Mapping[str, Any], backbone: Backbone) -> Mapping[str, Any]:
+    """REPA's early files call the blocks after the projection decoder_blocks.j."""
+    if backbone.family != "REPA":
+        return state
+    depth = dict(backbone.fields).get("projector_depth", 8)
+    later = lambda match: f"blocks.{int(match[1]) + depth}."  # noqa: E731
+    return Renamed(state, lambda key: re.sub(r"^decoder_blocks\.(\d+)\.", later, key))
+
+
+def _differences(table: Layout, state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """What is wrong with a state dict, in words: empty when nothing is."""
+    wanted = {key for entry in table.entries for key in entry.keys}
+    missing = sorted(wanted - set(state))
+    unexpected = sorted(set(state) - wanted - set(table.fixed))
+    misshapen = []
+    for entry in table.entries:
+        if any(key not in state for key in entry.keys):
+            continue
+        expected = TO_THEIRS[entry.kind](np.broadcast_to(np.float32(0), shapes[entry.path]), entry.patch).shape
+        if entry.split:
+            expected = (expected[0] // len(entry.keys), *expected[1:])
+        found = {key: tuple(state[key].shape) for key in entry.keys}
+        misshapen += [f"{key} (is {shape}, must be {expected})" for key, shape in found.items() if shape != expected]
+        if not entry.split and len(entry.keys) > 1 and not misshapen:
+            first = np.asarray(state[entry.keys[0]])
+            misshapen += [f"{key} (differs from its copy)" for key in entry.keys if not np.array_equal(first, state[key])]
+    for key, value in table.fixed.items():
+        if key in state:
+            found = np.asarray(state[key], np.float32)
+            if found.shape != value.shape or np.abs(found - value).max() > _FIXED_TOLERANCE:
+                misshapen.append(f"{key} (is not the table that follows from the sizes)")
+    named = (("missing", missing), ("unexpected", unexpected), ("wrong", misshapen))
+    return [f"{title}: {', '.join(names)}" for title, names in named if names]
+
+
+def _ours(entry: Entry, state: Mapping[str, Any]) -> np.ndarray:
+    parts = [np.asarray(state[key], np.float32) for key in entry.keys]
+    value = np.concatenate(parts) if entry.split else parts[0]
+    return np.ascontiguousarray(TO_OURS[entry.kind](value, entry.patch))
+
+
+def _named(template: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(template)
+    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree

@@ -1,0 +1,155 @@
+"""DiT, REPA, JiT, DiT^DH and the spectral gate: sizes, options and conventions (parity is in tests/weights)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from jaxdrl import backbones
+from jaxdrl.backbones import dit, rotary, spectral
+
+LATENT = {"sample_shape": (8, 12, 3), "num_classes": 5, "patch_size": 2, "width": 32, "depth": 2, "num_heads": 4}
+# Millions of parameters as the authors' own modules have them, and entries of fixed tables in their files.
+COUNTS = {
+    "DiT-XL/2": (675.13, 256 * 1152),
+    "REPA-SiT-XL/2": (683.24, 256 * 1152),
+    "JiT-B/16": (131.3, 256 * 768),
+    "JiT-L/16": (459.1, 256 * 1024),
+    "JiT-H/16": (952.8, 256 * 1280),
+    "DiTDH-S": (196.5, 256 * 384),
+    "DiTDH-XL": (838.7, 256 * 1152),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_published_parameter_counts(name):
+    millions, fixed = COUNTS[name]
+    digits = len(str(millions).split(".")[1])
+    assert round((backbones.create(name).num_params + fixed) / 1e6, digits) == millions
+
+
+def _random(tree, seed=0, scale=0.2):
+    leaves, structure = jax.tree.flatten(tree)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    return jax.tree.unflatten(structure, [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+def _gaussian_noise(spread):
+    """The exact noise prediction of a diffusion of N(0, spread^2 I)."""
+    betas = np.linspace(1e-4, 2e-2, 1000)
+    alphas = jnp.asarray(np.cumprod(1 - betas))
+
+    def predict(x, n):
+        alpha = jnp.interp(n, jnp.arange(1000.0), alphas)[:, None, None, None]
+        return x * jnp.sqrt(1 - alpha) / (alpha * spread**2 + 1 - alpha)
+
+    return predict
+
+
+def test_noise_prediction_becomes_the_exact_velocity():
+    """For Gaussian data v(x, t) = E[x_1 - x_0 | x_t] = x (t s^2 - (1 - t)) / (t^2 s^2 + (1 - t)^2)."""
+    spread, t = 0.6, jnp.array([0.05, 0.3, 0.5, 0.8, 0.95])
+    x = jax.random.normal(jax.random.key(0), (5, 4, 4, 2))
+    found = dit.velocity_from_noise(_gaussian_noise(spread), x, t)
+    time = t[:, None, None, None]
+    expected = x * (time * spread**2 - (1 - time)) / (time**2 * spread**2 + (1 - time) ** 2)
+    np.testing.assert_allclose(found, expected, atol=4e-3)
+    n, alpha = dit.diffusion_time(jnp.array([0.0, 1.0]))
+    assert n.tolist() == [999.0, 0.0] and np.isfinite(np.asarray(alpha)).all()
+    ends = dit.velocity_from_noise(_gaussian_noise(spread), x[:2], jnp.array([0.0, 1.0]))
+    assert np.isfinite(np.asarray(ends)).all()
+
+
+def test_dit_velocity_ignores_the_variance_channels():
+    network = backbones.create("DiT", **LATENT)
+    params = _random(network.init(jax.random.key(0)))
+    x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
+    assert network.predict(params, x, 1000 * t, y).shape == (2, 8, 12, 6)
+    assert network.velocity(params, x, t, y).shape == (2, 8, 12, 3)
+    kernel = params["final_linear"]["kernel"].reshape(32, 4, 6)
+    params["final_linear"]["kernel"] = kernel.at[:, :, 3:].add(1.0).reshape(32, 24)
+    before = network.velocity(_random(network.init(jax.random.key(0))), x, t, y)
+    np.testing.assert_array_equal(network.velocity(params, x, t, y), before)
+
+
+def test_low_pass_is_scipys_binomial_filter():
+    tokens = jax.random.normal(jax.random.key(0), (2, 30, 3))
+    kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256
+    found = spectral.low_pass(tokens, (5, 6)).reshape(2, 5, 6, 3)
+    for image in range(2):
+        for channel in range(3):
+            grid = np.asarray(tokens).reshape(2, 5, 6, 3)[image, :, :, channel]
+            expected = scipy.ndimage.correlate(grid, kernel, mode="nearest")
+            np.testing.assert_allclose(found[image, :, :, channel], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["timestep", "timestep+label", "static"])
+def test_a_fresh_gate_changes_nothing_and_a_trained_one_does(mode):
+    plain, gated = backbones.create("SiT", **LATENT), backbones.create("SiT", **LATENT, spectral=mode, gate_scale=0.5)
+    params = gated.init(jax.random.key(0))
+    gates = {name: block["freq_gate"] for name, block in params.items() if name.startswith("blocks_")}
+    drawn = _random(params)
+    fresh = {name: part | {"freq_gate": gates[name]} if name in gates else part for name, part in drawn.items()}
+    bare = {name: {k: v for k, v in part.items() if k != "freq_gate"} if name in gates else part for name, part in drawn.items()}
+    x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
+    expected = plain.velocity(bare, x, t, y)
+    np.testing.assert_allclose(gated.velocity(fresh, x, t, y), expected, rtol=1e-5, atol=1e-5)
+    assert not np.allclose(gated.velocity(drawn, x, t, y), expected, atol=1e-3)
+
+
+def test_gate_formula_and_what_conditions_it():
+    gate = spectral.SpectralGate("timestep", (3, 4), scale=0.7)
+    residual, time, both = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 12, 8), (2, 8), (2, 8)]))
+    params = _random(gate.init(jax.random.key(3), residual, time, both))["params"]
+    found = gate.apply({"params": params}, residual, time, both)
+    hidden = jax.nn.silu(time @ params["0"]["kernel"] + params["0"]["bias"])
+    low, high = 0.7 * jnp.tanh(hidden @ params["2"]["kernel"] + params["2"]["bias"]).T[:, :, None, None]
+    smooth = spectral.low_pass(residual, (3, 4))
+    np.testing.assert_allclose(found, residual + low * smooth + high * (residual - smooth), atol=1e-5)
+    np.testing.assert_array_equal(gate.apply({"params": params}, residual, time, both + 1), found)
+
+
+def test_rotary_attention_sees_relative_places_only():
+    """q . k depends on the difference of places, row and column apart; prefix tokens are not turned."""
+    cos, sin = rotary.rotary_2d((4, 5), 16, prefix=2)
+    q, k = jax.random.normal(jax.random.key(0), (2, 16))
+    turn = lambda v, place: rotary.rotate(v[None], cos[place : place + 1], sin[place : place + 1])[0]  # noqa: E731
+    place = lambda row, column: 2 + row * 5 + column  # noqa: E731
+    one = turn(q, place(0, 1)) @ turn(k, place(2, 4))
+    two = turn(q, place(1, 0)) @ turn(k, place(3, 3))
+    three = turn(q, place(1, 0)) @ turn(k, place(3, 2))
+    np.testing.assert_allclose(one, two, rtol=1e-4)
+    assert abs(float(one - three)) > 1e-3
+    np.testing.assert_array_equal(turn(q, 1), q)
+
+
+@pytest.mark.parametrize("family", ["JiT", "DiTDH"])
+def test_remat_and_bfloat16_of_the_rotary_families(family):
+    extra = {"context_length": 3, "context_start": 1} if family == "JiT" else {"head_width": 48, "head_num_heads": 4}
+    make = lambda **options: backbones.create(family, **LATENT, **extra, **options)  # noqa: E731
+    params = _random(make().init(jax.random.key(0)), scale=0.1)
+    x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
+    gradient = lambda network: jax.grad(lambda x: (network.velocity(params, x, t, y) ** 2).sum())  # noqa: E731
+    np.testing.assert_allclose(gradient(make())(x), gradient(make(remat="full"))(x), rtol=1e-4, atol=1e-4)
+    assert "remat" in str(jax.make_jaxpr(gradient(make(remat="full")))(x))
+    exact, half = make().velocity(params, x, t, y), make(dtype="bfloat16").velocity(params, x, t, y)
+    assert half.dtype == jnp.float32 and 0 < float(jnp.abs(half - exact).max()) < 0.1 * float(jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"spectral": "fourier"}, "spectral must be"),
+        ({"projector_dims": (4,), "scan_layers": True}, "exclude each other"),
+        ({"projector_dims": (4,), "projector_depth": 3}, "more than the depth"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(options, said):
+    with pytest.raises(ValueError, match=said):
+        backbones.create("SiT", **(LATENT | options))
+
+
+def test_the_same_name_and_fields_give_the_same_object():
+    assert backbones.create("DiTDH-S") is backbones.create("DiTDH-S")
+    assert set(backbones.PUBLISHED) < set(backbones.names())

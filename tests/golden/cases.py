@@ -1,0 +1,67 @@
+"""Small configurations of the published families, their drawn weights and inputs: shared by `make.py` and the tests."""
+
+import zlib
+
+import numpy as np
+
+# name -> (family, fields of `backbones.create`, arguments of the authors' class)
+_LATENT = {"sample_shape": (8, 8, 4), "num_classes": 10, "patch_size": 2, "width": 32, "depth": 3, "num_heads": 4}
+_TORCH_LATENT = {
+    "input_size": 8,
+    "patch_size": 2,
+    "in_channels": 4,
+    "hidden_size": 32,
+    "depth": 3,
+    "num_heads": 4,
+    "num_classes": 10,
+}
+CASES = {
+    "sit": ("SiT", _LATENT, _TORCH_LATENT),
+    "dit": ("DiT", _LATENT, _TORCH_LATENT),
+    "repa": (
+        "REPA",
+        _LATENT | {"projector_dims": (12,), "projector_depth": 2, "projector_hidden": 20},
+        _TORCH_LATENT
+        | {"decoder_hidden_size": 32, "encoder_depth": 2, "z_dims": [12], "projector_dim": 20}
+        | {"fused_attn": False, "qk_norm": False},
+    ),
+    "jit": (
+        "JiT",
+        {"sample_shape": (16, 16, 3), "num_classes": 10, "patch_size": 4, "width": 32, "depth": 4, "num_heads": 4}
+        | {"bottleneck": 12, "context_length": 5, "context_start": 2},
+        {"input_size": 16, "patch_size": 4, "in_channels": 3, "hidden_size": 32, "depth": 4, "num_heads": 4, "num_classes": 10}
+        | {"bottleneck_dim": 12, "in_context_len": 5, "in_context_start": 2},
+    ),
+    "ditdh": (
+        "DiTDH",
+        {"sample_shape": (4, 4, 12), "num_classes": 10, "patch_size": 1, "width": 32, "depth": 3, "num_heads": 4}
+        | {"head_width": 48, "head_num_heads": 2},
+        {"input_size": 4, "patch_size": 1, "in_channels": 12, "hidden_size": [32, 48], "depth": [3, 2], "num_heads": [4, 2]}
+        | {"num_classes": 10},
+    ),
+}
+LABELS = np.array([0, 5, 10], np.int32)  # 10 is the null class
+TIMES = np.array([0.0, 0.37, 0.93], np.float32)
+STEPS = np.array([0.0, 371.0, 999.0], np.float32)  # DiT's
+
+
+def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Weights that depend on the name alone; norms around 1, everything else around 0, nothing left at its initial value."""
+    values = 0.12 * np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
+    return (values + ("norm" in key and key.endswith("weight"))).astype(np.float32)
+
+
+def times(name: str) -> np.ndarray:
+    """In the authors' convention."""
+    return STEPS if name == "dit" else TIMES
+
+
+def inputs(name: str) -> np.ndarray:
+    """[3, h, w, c], different in every place."""
+    shape = CASES[name][1]["sample_shape"]
+    return np.random.default_rng(7).standard_normal((3, *shape)).astype(np.float32)
+
+
+def cotangent(shape: tuple[int, ...]) -> np.ndarray:
+    """What the output is multiplied by before its gradient is taken."""
+    return np.random.default_rng(11).standard_normal(shape).astype(np.float32)

@@ -1,0 +1,81 @@
+"""Writes `official.npz`: outputs and input gradients of the authors' own PyTorch code on the weights of `cases.py`.
+
+    python -m tests.golden.make --code=DIR
+
+DIR holds clones of willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT and bytetriper/RAE in folders named SiT, DiT, REPA,
+JiT and RAE. Needs torch and timm. None of that code is part of this project.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+
+from tests.golden import cases
+
+_PLACES = {
+    "sit": ("SiT", "models", "SiT"),
+    "dit": ("DiT", "models", "DiT"),
+    "repa": ("REPA", "models.sit", "SiT"),
+    "jit": ("JiT", "model_jit", "JiT"),
+    "ditdh": ("RAE/src", "stage2.models.DDT", "DiTwDDTHead"),
+}
+
+
+def main() -> None:
+    """Runs every case in turn."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--code", required=True, type=Path)
+    code = parser.parse_args().code
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    import torch
+
+    torch.Tensor.cuda = lambda self, *_, **__: self  # JiT puts its rotary tables on a GPU
+    for module, name in (("transformers", "SwinModel"), ("regex", "B")):  # imported by RAE's file and not used
+        stub = types.ModuleType(module)
+        setattr(stub, name, None)
+        sys.modules.setdefault(module, stub)
+    results = {}
+    for name in cases.CASES:
+        results |= {f"{name}/{key}": value for key, value in _run(name, code, torch).items()}
+    np.savez_compressed(Path(__file__).parent / "official.npz", **results)
+    print({key: value.shape for key, value in results.items() if not key.endswith("names")})
+
+
+def _run(name: str, code: Path, torch) -> dict[str, np.ndarray]:
+    network = _network(name, code)
+    state = network.state_dict()
+    learned = {key for key, parameter in network.named_parameters() if parameter.requires_grad or key == "t_embedder.W"}
+    for key, value in state.items():
+        if key in learned:
+            state[key] = torch.tensor(cases.draw(key, tuple(value.shape)))
+    network.load_state_dict(state)
+    x = torch.tensor(cases.inputs(name).transpose(0, 3, 1, 2)).requires_grad_(True)
+    out = network(x, torch.tensor(cases.times(name)), torch.tensor(cases.LABELS).long())
+    found: dict[str, np.ndarray] = {}
+    if name == "repa":
+        out, (projection,) = out
+        found["projection"] = projection.detach().numpy()
+    last = lambda value: value.detach().numpy().transpose(0, 2, 3, 1)  # noqa: E731
+    (out * torch.tensor(cases.cotangent(last(out).shape).transpose(0, 3, 1, 2))).sum().backward()
+    names = np.array([f"{key}:{','.join(map(str, value.shape))}:{int(key in learned)}" for key, value in state.items()])
+    return found | {"out": last(out), "gradient": last(x.grad), "names": names}
+
+
+def _network(name: str, code: Path):
+    folder, module, cls = _PLACES[name]
+    arguments = cases.CASES[name][2]
+    for loaded in [key for key in sys.modules if key.split(".")[0] in ("models", "util", "stage2")]:
+        del sys.modules[loaded]
+    sys.path.insert(0, str(code / folder))
+    network = getattr(importlib.import_module(module), cls)(**arguments).eval()
+    sys.path.pop(0)
+    return network
+
+
+if __name__ == "__main__":
+    main()
