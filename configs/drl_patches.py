@@ -26,7 +26,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = jaxdrl_config.small(jaxdrl_config.default())
     config.name = "drl_patches"
     config.data.name = "patches"
-    config.posttrain.reward_scale = 3.0
     if variant == "tiny":
         return jaxdrl_config.tiny(config)
     jaxdrl_config.check_variant(variant)

@@ -10,7 +10,7 @@ from jaxdrl.errors import UserError
 
 CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--weights=ema|raw]
 
-  --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL ... (`--model=list` prints all)
+  --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL ..., sd-vae (`--model=list` prints all)
   --from     .safetensors, or .pt/.pth (needs torch; a pickle that wants to run code is refused)
   --to       a new folder: model.json and an Orbax checkpoint
   --weights  which weights of a training checkpoint: ema (default) or raw
@@ -50,10 +50,12 @@ def convert(arguments: Sequence[str]) -> int:
     from jaxdrl import backbones
 
     if options.model == "list":
-        print("\n".join(backbones.PUBLISHED))
+        print("\n".join([*backbones.PUBLISHED, "sd-vae"]))
         return 0
     if options.source is None or options.to is None:
         raise UserError("--from and --to are needed; see `jaxdrl convert --help`")
+    import jax
+
     from jaxdrl.training import mesh
     from jaxdrl.weights import convert as converter
     from jaxdrl.weights import model_directory, torch_files
@@ -61,9 +63,10 @@ def convert(arguments: Sequence[str]) -> int:
     state = torch_files.read(options.source)
     devices = mesh.create_mesh()
     params = converter.from_torch(options.model, state, weights=options.weights, place=lambda leaf: mesh.place(leaf, devices))
-    backbone = converter.backbone_for(options.model, converter.unwrap(state, options.weights))
-    model_directory.save(options.to, backbone, params)
-    print(f"{backbone.name}: {backbone.num_params:,} parameters in {options.to} (peak memory {_peak_memory():.1f} GiB)")
+    model = converter.model_for(options.model, converter.unwrap(state, options.weights))
+    model_directory.save(options.to, model, params)
+    count = sum(leaf.size for leaf in jax.tree.leaves(params))
+    print(f"{converter.name_of(model)}: {count:,} parameters in {options.to} (peak memory {_peak_memory():.1f} GiB)")
     return 0
 
 
@@ -77,7 +80,7 @@ def export(arguments: Sequence[str]) -> int:
         0.
 
     Raises:
-        UserError: If the folder holds no generator, or the layout or suffix is unknown.
+        UserError: If the folder holds no model, or the layout or suffix is unknown.
     """
     parser = _Parser(prog="jaxdrl export", add_help=False)
     parser.add_argument("--from", dest="source", type=Path, required=True)
@@ -89,14 +92,14 @@ def export(arguments: Sequence[str]) -> int:
 
     if options.to.suffix not in torch_files.SUFFIXES:
         raise UserError(f"--to: {options.to} must end in {', '.join(torch_files.SUFFIXES)}")
-    backbone, params = model_directory.load(options.source)
+    model, params = model_directory.load(options.source)
     state: dict[str, Any]
     try:
-        state = converter.to_torch(backbone, params, style=options.layout)
+        state = converter.to_torch(model, params, style=options.layout)
     except ValueError as error:
         raise UserError(f"--layout: {error}") from error
     torch_files.write(options.to, state)
-    print(f"{backbone.name}: {len(state)} tensors in {options.to} (peak memory {_peak_memory():.1f} GiB)")
+    print(f"{converter.name_of(model)}: {len(state)} tensors in {options.to} (peak memory {_peak_memory():.1f} GiB)")
     return 0
 
 

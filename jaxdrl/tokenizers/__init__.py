@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Array, Float
 
 from jaxdrl.tokenizers.pixels import Pixels
+from jaxdrl.tokenizers.sd_vae import SdVae
 
 
 @runtime_checkable
@@ -24,4 +25,4 @@ class Tokenizer(Protocol):
         ...
 
 
-__all__ = ["Pixels", "Tokenizer"]
+__all__ = ["Pixels", "SdVae", "Tokenizer"]

@@ -5,7 +5,7 @@ torch is not needed: a state dict is a mapping from names to NumPy arrays, as sa
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -14,15 +14,17 @@ from jaxtyping import PyTree
 from jaxdrl import backbones
 from jaxdrl.backbones import Backbone
 from jaxdrl.errors import UserError
+from jaxdrl.tokenizers.sd_vae import SdVae
 from jaxdrl.weights import files
 from jaxdrl.weights.layouts import TO_OURS, TO_THEIRS, Entry, Layout, layout
 
+Model: TypeAlias = Backbone | SdVae
 _CONTAINERS = ("ema", "model_ema1", "model", "state_dict")
 _FIXED_TOLERANCE = 1e-4
 
 
 def from_torch(
-    model: str | Backbone,
+    model: str | Model,
     state: Mapping[str, Any],
     *,
     weights: str = "ema",
@@ -34,33 +36,33 @@ def from_torch(
     block names are renamed, q, k, v apart are joined, and SiT's `learn_sigma` is read from the last layer.
 
     Args:
-        model: A published name, or a backbone of any size.
+        model: A published name, "sd-vae", or a backbone or autoencoder of any size.
         state: The file's content: names -> arrays, or a checkpoint that contains such mappings.
         weights: Which mapping of a checkpoint: "ema" (also JiT's model_ema1) or "raw".
         place: Called with each converted tensor before the next one is read, for example to put it on a mesh.
 
     Returns:
-        Parameters for `backbone_for(model, state)`: float32 NumPy arrays, or what `place` made of them.
+        Parameters for `model_for(model, state)`: float32 NumPy arrays, or what `place` made of them.
 
     Raises:
         UserError: Listing every missing, unexpected and misshapen tensor; or if `weights` is not in the checkpoint.
     """
     state = unwrap(state, weights)
-    backbone = backbone_for(model, state)
+    backbone = model_for(model, state)
     table = layout(backbone, style_of(state))
     state = _renamed(state, backbone)
     shapes = {name: leaf.shape for name, leaf in _named(jax.eval_shape(backbone.init, jax.random.key(0))).items()}
     problems = _differences(table, state, shapes)
     if problems:
-        raise UserError(f"the weights do not fit {backbone.name}: " + "; ".join(problems))
+        raise UserError(f"the weights do not fit {name_of(backbone)}: " + "; ".join(problems))
     return _nested({entry.path: place(_ours(entry, state)) for entry in table.entries})
 
 
-def to_torch(model: str | Backbone, params: PyTree, *, style: str = "original") -> dict[str, np.ndarray]:
+def to_torch(model: str | Model, params: PyTree, *, style: str = "original") -> dict[str, np.ndarray]:
     """Converts parameters to the state dict that the authors' code loads with `strict=True`.
 
     Args:
-        model: A published name, or a backbone of any size.
+        model: A published name, "sd-vae", or a backbone or autoencoder of any size.
         params: Its parameters.
         style: "original", or "diffusers" for DiT.
 
@@ -70,7 +72,7 @@ def to_torch(model: str | Backbone, params: PyTree, *, style: str = "original") 
     Raises:
         UserError: If the parameters are not those of the model.
     """
-    backbone = backbone_for(model, params)
+    backbone = model_for(model, params)
     table = layout(backbone, style)
     named = files.named_leaves(files.match(jax.eval_shape(backbone.init, jax.random.key(0)), params, "the parameters"))
     state: dict[str, np.ndarray] = {}
@@ -81,29 +83,43 @@ def to_torch(model: str | Backbone, params: PyTree, *, style: str = "original") 
     return state | {key: np.ascontiguousarray(value) for key, value in table.fixed.items()}
 
 
-def backbone_for(model: str | Backbone, weights: Mapping[str, Any]) -> Backbone:
-    """The backbone that a set of weights belongs to.
+def model_for(model: str | Model, weights: Mapping[str, Any]) -> Model:
+    """The model that a set of weights belongs to.
 
     Args:
-        model: A published name, or a backbone, which is returned as it is.
+        model: A published name, "sd-vae", or a model, which is returned as it is.
         weights: A state dict or a parameter tree: published SiT weights have, or have not, a second half of output channels.
 
     Returns:
-        The backbone.
+        A backbone or an autoencoder.
 
     Raises:
         UserError: If the name is unknown.
     """
-    if isinstance(model, Backbone):
+    if not isinstance(model, str):
         return model
+    if model == "sd-vae":
+        return SdVae()
     if model not in backbones.PUBLISHED:
-        raise UserError(f"--model: {model!r} is unknown; choose one of {', '.join(backbones.PUBLISHED)}")
+        raise UserError(f"--model: {model!r} is unknown; choose one of sd-vae, {', '.join(backbones.PUBLISHED)}")
     family, fields = backbones.PUBLISHED[model]
     if family != "SiT":
         return backbones.create(model)
     head = weights.get("final_linear", {}).get("bias", weights.get("final_layer.linear.bias"))
     channels = fields["sample_shape"][-1] * fields["patch_size"] ** 2
     return backbones.create(model, learn_sigma=head is None or len(head) != channels)
+
+
+def name_of(model: Model) -> str:
+    """What a model is called.
+
+    Args:
+        model: A backbone or an autoencoder.
+
+    Returns:
+        Its name.
+    """
+    return "sd-vae" if isinstance(model, SdVae) else model.name
 
 
 def style_of(state: Mapping[str, Any]) -> str:
@@ -121,18 +137,24 @@ def style_of(state: Mapping[str, Any]) -> str:
 class Renamed(Mapping[str, Any]):
     """A mapping under other names; a value is read when it is asked for."""
 
-    def __init__(self, state: Mapping[str, Any], rename: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        state: Mapping[str, Any],
+        rename: Callable[[str], str],
+        change: Callable[[str, Any], Any] = lambda name, value: value,
+    ) -> None:
         """Renames.
 
         Args:
             state: Any mapping.
             rename: Old name -> new name.
+            change: New name, value -> value as it is read.
         """
-        self._state, self._old = state, {rename(key): key for key in state}
+        self._state, self._change, self._old = state, change, {rename(key): key for key in state}
 
     def __getitem__(self, name: str) -> Any:
         """Reads a value."""
-        return self._state[self._old[name]]
+        return self._change(name, self._state[self._old[name]])
 
     def __iter__(self) -> Iterator[str]:
         """Goes through the new names."""
@@ -167,13 +189,25 @@ def unwrap(state: Mapping[str, Any], weights: str = "ema") -> Mapping[str, Any]:
     return Renamed(state, lambda key: re.sub(r"^((module|_orig_mod|net)\.)+", "", key))
 
 
-def _renamed(state: Mapping[str, Any], backbone: Backbone) -> Mapping[str, Any]:
-    """REPA's early files call the blocks after the projection decoder_blocks.j."""
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
+    """REPA's early files call the blocks after the projection decoder_blocks.j; old autoencoders name their attention otherwise."""
+    if isinstance(backbone, SdVae):
+        old = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)")
+        return Renamed(state, lambda key: old.sub(lambda match: _OLD_ATTENTION[match[1]], key), _flat_attention)
     if backbone.family != "REPA":
         return state
     depth = dict(backbone.fields).get("projector_depth", 8)
     later = lambda match: f"blocks.{int(match[1]) + depth}."  # noqa: E731
     return Renamed(state, lambda key: re.sub(r"^decoder_blocks\.(\d+)\.", later, key))
+
+
+def _flat_attention(name: str, value: Any) -> Any:
+    """The oldest autoencoders keep the attention's linear layers as 1 x 1 convolutions."""
+    flat = ".attentions.0.to_" in name and name.endswith("weight") and value.ndim == 4
+    return value[:, :, 0, 0] if flat else value
 
 
 def _differences(table: Layout, state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

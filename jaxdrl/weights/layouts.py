@@ -1,20 +1,23 @@
 """How the authors' PyTorch files name and shape what our networks call otherwise: a table a family.
 
 Sources: willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT, bytetriper/RAE (module definitions), huggingface/diffusers
-scripts/convert_dit_to_diffusers.py. Every entry is a bijection, so a file that was read can be written again bit for bit.
+scripts/convert_dit_to_diffusers.py and AutoencoderKL. Every entry is a bijection, so a file that was read can be written again bit for bit.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.layers import sincos_2d
 from jaxdrl.backbones.rotary import rotary_2d
+from jaxdrl.tokenizers.sd_vae import SdVae
 
-Kind = Literal["plain", "linear", "patches", "pointwise", "row"]
+Kind = Literal["plain", "linear", "patches", "conv", "row"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,7 @@ class Entry:
         key: Its name in the file; several when a file repeats it (diffusers) or splits it in equal parts (`split`).
         path: Keys of the parameter tree, joined with "/".
         kind: "plain": as it is; "linear": [out, in] <-> [in, out]; "patches": convolution [out, in, p, p] <-> [p p in, out];
-            "pointwise": 1 x 1 convolution [out, in, 1, 1] <-> [in, out]; "row": [1, n, d] <-> [n, d].
+            "conv": [out, in, h, w] <-> [h, w, in, out]; "row": [1, n, d] <-> [n, d].
         patch: p of "patches".
         split: Whether the keys are equal parts along the file's first axis (q, k, v); otherwise they are copies.
     """
@@ -55,12 +58,12 @@ class Layout:
     fixed: Mapping[str, np.ndarray]
 
 
-def layout(backbone: Backbone, style: str = "original") -> Layout:
-    """The layout of a backbone's file.
+def layout(backbone: Backbone | SdVae, style: str = "original") -> Layout:
+    """The layout of a model's file.
 
     Args:
-        backbone: From `backbones.create`, without `scan_layers`.
-        style: "original" (the authors' own), or "diffusers" for DiT.
+        backbone: From `backbones.create`, without `scan_layers`; or the autoencoder.
+        style: "original" (the authors' own), or "diffusers" for DiT. The autoencoder's own is diffusers'.
 
     Returns:
         The table.
@@ -68,6 +71,8 @@ def layout(backbone: Backbone, style: str = "original") -> Layout:
     Raises:
         ValueError: If the family has no such layout, or an option has no place in it.
     """
+    if isinstance(backbone, SdVae):
+        return _autoencoder(backbone)
     fields = dict(backbone.fields)
     if fields.get("scan_layers"):
         raise ValueError("scanned blocks are not in any file; convert with scan_layers=False and stack the blocks")
@@ -209,6 +214,18 @@ def _diffusers(fields: Mapping[str, Any]) -> Layout:
     return Layout(entries=tuple(entries), fixed={})
 
 
+def _autoencoder(vae: SdVae) -> Layout:
+    """Our tree has diffusers' names: "_0" stands for ".0", a kernel and a norm's scale for their weight."""
+    template = jax.eval_shape(vae.init, jax.random.key(0))
+    entries = []
+    for path, leaf in jax.tree_util.tree_flatten_with_path(template)[0]:
+        *modules, name = (str(key.key) for key in path)
+        key = ".".join(re.sub(r"_(\d+)$", r".\1", module) for module in modules)
+        kind: Kind = "plain" if name != "kernel" else "conv" if leaf.ndim == 4 else "linear"
+        entries.append(Entry(key=f"{key}.{'bias' if name == 'bias' else 'weight'}", path="/".join((*modules, name)), kind=kind))
+    return Layout(entries=tuple(entries), fixed={})
+
+
 def _patches_to_ours(value: np.ndarray, patch: int) -> np.ndarray:
     out, channels = value.shape[:2]
     return value.transpose(2, 3, 1, 0).reshape(patch * patch * channels, out)
@@ -223,13 +240,13 @@ TO_OURS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "plain": lambda value, _: value,
     "linear": lambda value, _: value.T,
     "patches": _patches_to_ours,
-    "pointwise": lambda value, _: value[:, :, 0, 0].T,
+    "conv": lambda value, _: value.transpose(2, 3, 1, 0),
     "row": lambda value, _: value[0],
 }
 TO_THEIRS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "plain": lambda value, _: value,
     "linear": lambda value, _: value.T,
     "patches": _patches_to_theirs,
-    "pointwise": lambda value, _: value.T[:, :, None, None],
+    "conv": lambda value, _: value.transpose(3, 2, 0, 1),
     "row": lambda value, _: value[None],
 }

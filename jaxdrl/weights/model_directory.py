@@ -1,5 +1,6 @@
-"""A generator in a folder of its own: its name and sizes in `model.json`, its parameters as an Orbax checkpoint."""
+"""A model in a folder of its own: its name and sizes in `model.json`, its parameters as an Orbax checkpoint."""
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -12,15 +13,16 @@ from jaxtyping import PyTree
 from jaxdrl import backbones
 from jaxdrl.backbones import Backbone
 from jaxdrl.errors import UserError
+from jaxdrl.tokenizers.sd_vae import SdVae
 from jaxdrl.weights.files import write_atomically
 
 
-def save(directory: Path, backbone: Backbone, params: PyTree) -> None:
-    """Writes a generator.
+def save(directory: Path, model: Backbone | SdVae, params: PyTree) -> None:
+    """Writes a model.
 
     Args:
         directory: Made if missing.
-        backbone: What the parameters belong to.
+        model: What the parameters belong to.
         params: Arrays, on any mesh.
 
     Raises:
@@ -31,36 +33,39 @@ def save(directory: Path, backbone: Backbone, params: PyTree) -> None:
     with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "params", params)
         checkpointer.wait_until_finished()
-    description = {"name": backbone.name, "fields": dict(backbone.fields)}
+    autoencoder = isinstance(model, SdVae)
+    fields = dataclasses.asdict(model) if autoencoder else dict(model.fields)
+    description = {"name": "sd-vae" if autoencoder else model.name, "fields": fields}
     write_atomically(directory / "model.json", json.dumps(description, indent=2).encode())
 
 
-def load(directory: Path, sharding: Any = None) -> tuple[Backbone, PyTree]:
-    """Reads a generator.
+def load(directory: Path, sharding: Any = None) -> tuple[Backbone | SdVae, PyTree]:
+    """Reads a model.
 
     Args:
         directory: From `save`.
         sharding: A tree of shardings for the parameters, a function from their shapes to one, or None (the default device).
 
     Returns:
-        The backbone and its parameters.
+        The model and its parameters.
 
     Raises:
-        UserError: If the folder holds no generator.
+        UserError: If the folder holds no model.
     """
     file = directory / "model.json"
     if not file.is_file():
-        raise UserError(f"{directory} holds no generator (no model.json); make one with `jaxdrl convert`")
+        raise UserError(f"{directory} holds no model (no model.json); make one with `jaxdrl convert`")
     description = json.loads(file.read_text())
-    backbone = backbones.create(description["name"], **description["fields"])
-    template = jax.eval_shape(backbone.init, jax.random.key(0))
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in description["fields"].items()}
+    model = SdVae(**fields) if description["name"] == "sd-vae" else backbones.create(description["name"], **fields)
+    template = jax.eval_shape(model.init, jax.random.key(0))
     if callable(sharding):
         sharding = sharding(template)
     if sharding is None:
         sharding = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), template)
     template = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), template, sharding)
     with _checkpointer() as checkpointer:
-        return backbone, checkpointer.restore(directory.absolute() / "params", template)
+        return model, checkpointer.restore(directory.absolute() / "params", template)
 
 
 def _checkpointer() -> Any:

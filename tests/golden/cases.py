@@ -40,6 +40,9 @@ CASES = {
         | {"num_classes": 10},
     ),
 }
+VAE = {"widths": (8, 16, 16), "depth": 1, "groups": 4}
+IMAGES = np.random.default_rng(5).standard_normal((2, 8, 12, 3)).astype(np.float32)
+LATENTS = np.random.default_rng(6).standard_normal((2, 4, 6, 4)).astype(np.float32)
 LABELS = np.array([0, 5, 10], np.int32)  # 10 is the null class
 TIMES = np.array([0.0, 0.37, 0.93], np.float32)
 STEPS = np.array([0.0, 371.0, 999.0], np.float32)  # DiT's

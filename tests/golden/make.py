@@ -3,7 +3,7 @@
     python -m tests.golden.make --code=DIR
 
 DIR holds clones of willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT and bytetriper/RAE in folders named SiT, DiT, REPA,
-JiT and RAE. Needs torch and timm. None of that code is part of this project.
+JiT and RAE. Needs torch, timm and diffusers (whose AutoencoderKL is Stable Diffusion's). None of that code is part of this project.
 """
 
 import argparse
@@ -35,11 +35,11 @@ def main() -> None:
     import torch
 
     torch.Tensor.cuda = lambda self, *_, **__: self  # JiT puts its rotary tables on a GPU
+    results = {f"vae/{key}": value for key, value in _autoencoder(torch).items()}
     for module, name in (("transformers", "SwinModel"), ("regex", "B")):  # imported by RAE's file and not used
         stub = types.ModuleType(module)
         setattr(stub, name, None)
         sys.modules.setdefault(module, stub)
-    results = {}
     for name in cases.CASES:
         results |= {f"{name}/{key}": value for key, value in _run(name, code, torch).items()}
     np.savez_compressed(Path(__file__).parent / "official.npz", **results)
@@ -64,6 +64,33 @@ def _run(name: str, code: Path, torch) -> dict[str, np.ndarray]:
     (out * torch.tensor(cases.cotangent(last(out).shape).transpose(0, 3, 1, 2))).sum().backward()
     names = np.array([f"{key}:{','.join(map(str, value.shape))}:{int(key in learned)}" for key, value in state.items()])
     return found | {"out": last(out), "gradient": last(x.grad), "names": names}
+
+
+def _autoencoder(torch) -> dict[str, np.ndarray]:
+    from diffusers import AutoencoderKL
+
+    fields = cases.VAE
+    levels = len(fields["widths"])
+    network = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=fields["widths"],
+        layers_per_block=fields["depth"],
+        norm_num_groups=fields["groups"],
+    ).eval()
+    state = {key: torch.tensor(cases.draw(key, tuple(value.shape))) for key, value in network.state_dict().items()}
+    network.load_state_dict(state)
+    images, latents = (torch.tensor(value.transpose(0, 3, 1, 2)) for value in (cases.IMAGES, cases.LATENTS))
+    images.requires_grad_(True)
+    latents.requires_grad_(True)
+    last = lambda value: value.detach().numpy().transpose(0, 2, 3, 1)  # noqa: E731
+    first = lambda value: torch.tensor(cases.cotangent(last(value).shape).transpose(0, 3, 1, 2))  # noqa: E731
+    law, decoded = network.encode(images).latent_dist, network.decode(latents / 0.18215).sample
+    (law.mean * first(law.mean)).sum().backward()
+    (decoded * first(decoded)).sum().backward()
+    gradients = {"gradient_images": last(images.grad), "gradient_latents": last(latents.grad)}
+    names = np.array([f"{key}:{','.join(map(str, value.shape))}:1" for key, value in state.items()])
+    return gradients | {"mean": last(law.mean), "std": last(law.std), "decoded": last(decoded), "names": names}
 
 
 def _network(name: str, code: Path):
