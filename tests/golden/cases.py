@@ -40,6 +40,16 @@ CASES = {
         | {"num_classes": 10},
     ),
 }
+# name -> (method, form of the diffusion, closing step)
+SDE = {
+    "sigma": ("euler", "sigma", "mean"),
+    "euler": ("euler", "decreasing", "euler"),
+    "decreasing": ("euler", "decreasing", "tweedie"),
+    "increasing": ("heun", "increasing-decreasing", "mean"),
+    "heun": ("heun", "sigma", "tweedie"),
+}
+SDE_STEPS = 12
+SDE_START = np.random.default_rng(9).standard_normal((4, 3)).astype(np.float32)
 VAE = {"widths": (8, 16, 16), "depth": 1, "groups": 4}
 IMAGES = np.random.default_rng(5).standard_normal((2, 8, 12, 3)).astype(np.float32)
 LATENTS = np.random.default_rng(6).standard_normal((2, 4, 6, 4)).astype(np.float32)

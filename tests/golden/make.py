@@ -35,7 +35,8 @@ def main() -> None:
     import torch
 
     torch.Tensor.cuda = lambda self, *_, **__: self  # JiT puts its rotary tables on a GPU
-    results = {f"vae/{key}": value for key, value in _autoencoder(torch).items()}
+    results = {f"sde/{key}": value for key, value in _sde(code, torch).items()}
+    results |= {f"vae/{key}": value for key, value in _autoencoder(torch).items()}
     for module, name in (("transformers", "SwinModel"), ("regex", "B")):  # imported by RAE's file and not used
         stub = types.ModuleType(module)
         setattr(stub, name, None)
@@ -64,6 +65,32 @@ def _run(name: str, code: Path, torch) -> dict[str, np.ndarray]:
     (out * torch.tensor(cases.cotangent(last(out).shape).transpose(0, 3, 1, 2))).sum().backward()
     names = np.array([f"{key}:{','.join(map(str, value.shape))}:{int(key in learned)}" for key, value in state.items()])
     return found | {"out": last(out), "gradient": last(x.grad), "names": names}
+
+
+def _sde(code: Path, torch) -> dict[str, np.ndarray]:
+    """SiT's SDE sampler on a velocity in closed form, driven by our noise."""
+    import jax
+
+    from jaxdrl.flow import sde
+
+    stub = types.ModuleType("torchdiffeq")
+    stub.odeint = None
+    sys.modules.setdefault("torchdiffeq", stub)
+    sys.path.insert(0, str(code / "SiT"))
+    transport = importlib.import_module("transport")
+    sys.path.pop(0)
+    found, drawn = {}, iter(())
+    torch.randn = lambda size: next(drawn)
+    for name, (method, form, last_step) in cases.SDE.items():
+        noises = [sde.step_noise(jax.random.key(3), k, cases.SDE_START.shape) for k in range(cases.SDE_STEPS - 1)]
+        drawn = iter([torch.tensor(np.asarray(noise)) for noise in noises])
+        last = None if last_step == "none" else last_step.capitalize()
+        theirs = "inccreasing-decreasing" if form == "increasing-decreasing" else form  # their spelling
+        sampler = transport.Sampler(transport.create_transport()).sample_sde(
+            sampling_method=method.capitalize(), diffusion_form=theirs, last_step=last, num_steps=cases.SDE_STEPS
+        )
+        found[name] = sampler(torch.tensor(cases.SDE_START), lambda x, t: torch.tanh(2 * x) - x * t[:, None])[-1].numpy()
+    return found
 
 
 def _autoencoder(torch) -> dict[str, np.ndarray]:
