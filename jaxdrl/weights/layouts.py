@@ -203,10 +203,9 @@ def _diffusers(fields: Mapping[str, Any]) -> Layout:
         entries.append(Entry(key=repeated(f"{theirs}.bias"), path=f"{ours}/bias"))
     for i in blocks:
         theirs, ours = f"transformer_blocks.{i}", f"blocks_{i}"
-        for part, kind in (("weight", "linear"), ("bias", "plain")):
-            keys = tuple(f"{theirs}.attn1.to_{name}.{part}" for name in "qkv")
-            leaf = "kernel" if part == "weight" else "bias"
-            entries.append(Entry(key=keys, path=f"{ours}/attn/qkv/{leaf}", kind=kind, split=True))
+        weights, biases = (tuple(f"{theirs}.attn1.to_{name}.{part}" for name in "qkv") for part in ("weight", "bias"))
+        entries.append(Entry(key=weights, path=f"{ours}/attn/qkv/kernel", kind="linear", split=True))
+        entries.append(Entry(key=biases, path=f"{ours}/attn/qkv/bias", split=True))
         entries += _linear(f"{theirs}.attn1.to_out.0", f"{ours}/attn/proj")
         entries += _linear(f"{theirs}.ff.net.0.proj", f"{ours}/mlp/fc1") + _linear(f"{theirs}.ff.net.2", f"{ours}/mlp/fc2")
         entries += _linear(f"{theirs}.norm1.linear", f"{ours}/adaLN_modulation")

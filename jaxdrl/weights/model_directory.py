@@ -56,7 +56,9 @@ def load(directory: Path, sharding: Any = None) -> tuple[Backbone | SdVae, PyTre
     if not file.is_file():
         raise UserError(f"{directory} holds no model (no model.json); make one with `jaxdrl convert`")
     description = json.loads(file.read_text())
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in description["fields"].items()}
+    fields: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in description["fields"].items()
+    }
     model = SdVae(**fields) if description["name"] == "sd-vae" else backbones.create(description["name"], **fields)
     template = jax.eval_shape(model.init, jax.random.key(0))
     if callable(sharding):

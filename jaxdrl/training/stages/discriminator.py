@@ -133,7 +133,7 @@ def _compiled(config: Config):
 
     def loss(head, part: Pairs, encoder_params):
         value, metrics = discriminator.loss(head, *part[:4])
-        if settings.r1 > 0:
+        if part.real_images is not None:
             features = lambda images: network.features(encoder_params, images)["pooled"]  # noqa: E731
             metrics["r1"] = discriminator.r1_penalty(head, features, part.real_images, part.real_labels)
             value = value + 0.5 * settings.r1 * metrics["r1"]
