@@ -47,10 +47,10 @@ def convert(arguments: Sequence[str]) -> int:
     parser.add_argument("--to", type=Path)
     parser.add_argument("--weights", default="ema")
     options = parser.parse_args(arguments)
-    from jaxdrl import backbones
+    from jaxdrl import backbones, tokenizers
 
     if options.model == "list":
-        print("\n".join([*backbones.PUBLISHED, "sd-vae"]))
+        print("\n".join([*backbones.PUBLISHED, *tokenizers.PUBLISHED]))
         return 0
     if options.source is None or options.to is None:
         raise UserError("--from and --to are needed; see `jaxdrl convert --help`")

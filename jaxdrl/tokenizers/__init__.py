@@ -5,6 +5,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Array, Float
 
 from jaxdrl.tokenizers.pixels import Pixels
+from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
 
 
@@ -25,4 +26,7 @@ class Tokenizer(Protocol):
         ...
 
 
-__all__ = ["Pixels", "SdVae", "Tokenizer"]
+# Tokenizers with weights, by the names that `jaxdrl convert` takes.
+PUBLISHED: dict[str, type[SdVae] | type[Rae]] = {"sd-vae": SdVae, "rae-dinov2-base": Rae}
+
+__all__ = ["PUBLISHED", "Pixels", "Rae", "SdVae", "Tokenizer"]

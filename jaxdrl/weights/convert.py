@@ -11,14 +11,16 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdrl import backbones
+from jaxdrl import backbones, tokenizers
 from jaxdrl.backbones import Backbone
+from jaxdrl.encoders.dinov2 import resample_positions
 from jaxdrl.errors import UserError
+from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
 from jaxdrl.weights import files
 from jaxdrl.weights.layouts import TO_OURS, TO_THEIRS, Entry, Layout, layout
 
-Model: TypeAlias = Backbone | SdVae
+Model: TypeAlias = Backbone | SdVae | Rae
 _CONTAINERS = ("ema", "model_ema1", "model", "state_dict")
 _FIXED_TOLERANCE = 1e-4
 
@@ -98,10 +100,12 @@ def model_for(model: str | Model, weights: Mapping[str, Any]) -> Model:
     """
     if not isinstance(model, str):
         return model
-    if model == "sd-vae":
-        return SdVae()
+    if model in tokenizers.PUBLISHED:
+        return tokenizers.PUBLISHED[model]()
     if model not in backbones.PUBLISHED:
-        raise UserError(f"--model: {model!r} is unknown; choose one of sd-vae, {', '.join(backbones.PUBLISHED)}")
+        raise UserError(
+            f"--model: {model!r} is unknown; choose one of {', '.join(tokenizers.PUBLISHED)}, {', '.join(backbones.PUBLISHED)}"
+        )
     family, fields = backbones.PUBLISHED[model]
     if family != "SiT":
         return backbones.create(model)
@@ -119,7 +123,9 @@ def name_of(model: Model) -> str:
     Returns:
         Its name.
     """
-    return "sd-vae" if isinstance(model, SdVae) else model.name
+    if isinstance(model, Backbone):
+        return model.name
+    return next(name for name, kind in tokenizers.PUBLISHED.items() if isinstance(model, kind))
 
 
 def style_of(state: Mapping[str, Any]) -> str:
@@ -197,11 +203,19 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
     if isinstance(backbone, SdVae):
         old = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)")
         return Renamed(state, lambda key: old.sub(lambda match: _OLD_ATTENTION[match[1]], key), _flat_attention)
+    if isinstance(backbone, Rae):
+        grid = backbone.grid
+        return Renamed(state, lambda key: key, lambda name, value: _positions(value, grid) if "position_emb" in name else value)
     if backbone.family != "REPA":
         return state
     depth = dict(backbone.fields).get("projector_depth", 8)
     later = lambda match: f"blocks.{int(match[1]) + depth}."  # noqa: E731
     return Renamed(state, lambda key: re.sub(r"^decoder_blocks\.(\d+)\.", later, key))
+
+
+def _positions(value: Any, grid: tuple[int, int]) -> np.ndarray:
+    """The encoder's position table for the tokenizer's grid."""
+    return resample_positions(np.asarray(value, np.float32)[0], grid)[None]
 
 
 def _flat_attention(name: str, value: Any) -> Any:
@@ -214,7 +228,7 @@ def _differences(table: Layout, state: Mapping[str, Any], shapes: Mapping[str, t
     """What is wrong with a state dict, in words: empty when nothing is."""
     wanted = {key for entry in table.entries for key in entry.keys}
     missing = sorted(wanted - set(state))
-    unexpected = sorted(set(state) - wanted - set(table.fixed))
+    unexpected = sorted(set(state) - wanted - set(table.fixed) - set(table.ignored))
     misshapen = []
     for entry in table.entries:
         if any(key not in state for key in entry.keys):

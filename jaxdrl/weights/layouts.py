@@ -15,9 +15,10 @@ import numpy as np
 from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.layers import sincos_2d
 from jaxdrl.backbones.rotary import rotary_2d
+from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
 
-Kind = Literal["plain", "linear", "patches", "conv", "row"]
+Kind = Literal["plain", "linear", "patches", "conv", "row", "channels_first"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class Entry:
         key: Its name in the file; several when a file repeats it (diffusers) or splits it in equal parts (`split`).
         path: Keys of the parameter tree, joined with "/".
         kind: "plain": as it is; "linear": [out, in] <-> [in, out]; "patches": convolution [out, in, p, p] <-> [p p in, out];
-            "conv": [out, in, h, w] <-> [h, w, in, out]; "row": [1, n, d] <-> [n, d].
+            "conv": [out, in, h, w] <-> [h, w, in, out]; "row": [1, n, d] <-> [n, d];
+            "channels_first": [c, h, w] <-> [h, w, c].
         patch: p of "patches".
         split: Whether the keys are equal parts along the file's first axis (q, k, v); otherwise they are copies.
     """
@@ -52,13 +54,15 @@ class Layout:
     Attributes:
         entries: What is learned.
         fixed: What follows from the sizes: name -> value. Written on export; on import it may be missing, and must agree if not.
+        ignored: What a file may have and inference does not use.
     """
 
     entries: tuple[Entry, ...]
     fixed: Mapping[str, np.ndarray]
+    ignored: tuple[str, ...] = ()
 
 
-def layout(backbone: Backbone | SdVae, style: str = "original") -> Layout:
+def layout(backbone: Backbone | SdVae | Rae, style: str = "original") -> Layout:
     """The layout of a model's file.
 
     Args:
@@ -73,6 +77,8 @@ def layout(backbone: Backbone | SdVae, style: str = "original") -> Layout:
     """
     if isinstance(backbone, SdVae):
         return _autoencoder(backbone)
+    if isinstance(backbone, Rae):
+        return _rae(backbone)
     fields = dict(backbone.fields)
     if fields.get("scan_layers"):
         raise ValueError("scanned blocks are not in any file; convert with scan_layers=False and stack the blocks")
@@ -225,6 +231,54 @@ def _autoencoder(vae: SdVae) -> Layout:
     return Layout(entries=tuple(entries), fixed={})
 
 
+def _vit_block(key: str, path: str, names: Mapping[str, str]) -> list[Entry]:
+    """`names` says what the file calls qkv (three names), proj, fc1, fc2, norm1 and norm2."""
+    weights, biases = (tuple(f"{key}.{name}.{part}" for name in names["qkv"].split()) for part in ("weight", "bias"))
+    entries = [
+        Entry(key=weights, path=f"{path}/attn/qkv/kernel", kind="linear", split=True),
+        Entry(key=biases, path=f"{path}/attn/qkv/bias", split=True),
+    ]
+    for ours in ("attn/proj", "mlp/fc1", "mlp/fc2"):
+        entries += _linear(f"{key}.{names[ours]}", f"{path}/{ours}")
+    for ours in ("norm1", "norm2"):
+        entries += _norm(f"{key}.{names[ours]}", f"{path}/{ours}")
+    return entries
+
+
+def _norm(key: str, path: str) -> list[Entry]:
+    return [Entry(key=f"{key}.weight", path=f"{path}/scale"), Entry(key=f"{key}.bias", path=f"{path}/bias")]
+
+
+def _rae(rae: Rae) -> Layout:
+    """Three files in one: the encoder as transformers keeps it on disk, the authors' decoder, and their statistics (stat.pt)."""
+    theirs = {"qkv": "attention.attention.query attention.attention.key attention.attention.value"}
+    theirs |= {"attn/proj": "attention.output.dense"}
+    encoder = theirs | {"mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2", "norm1": "norm1", "norm2": "norm2"}
+    decoder = theirs | {"mlp/fc1": "intermediate.dense", "mlp/fc2": "output.dense"}
+    decoder |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
+    entries = [
+        Entry(key="embeddings.cls_token", path="encoder/cls_token", kind="row"),
+        Entry(key="embeddings.register_tokens", path="encoder/register_tokens", kind="row"),
+        Entry(key="embeddings.position_embeddings", path="encoder/positions", kind="row"),
+        *_conv("embeddings.patch_embeddings.projection", "encoder/patch_embed", rae.encoder_patch),
+        Entry(key="trainable_cls_token", path="decoder/trainable_cls_token", kind="row"),
+        *_linear("decoder_embed", "decoder/decoder_embed"),
+        *_norm("decoder_norm", "decoder/decoder_norm"),
+        *_linear("decoder_pred", "decoder/decoder_pred"),
+        Entry(key="mean", path="mean", kind="channels_first"),
+        Entry(key="var", path="var", kind="channels_first"),
+    ]
+    for i in range(rae.encoder[1]):
+        entries += _vit_block(f"encoder.layer.{i}", f"encoder/blocks_{i}", encoder)
+        for name in ("layer_scale1", "layer_scale2"):
+            entries.append(Entry(key=f"encoder.layer.{i}.{name}.lambda1", path=f"encoder/blocks_{i}/{name}"))
+    for i in range(rae.decoder[1]):
+        entries += _vit_block(f"decoder_layers.{i}", f"decoder/decoder_layers_{i}", decoder)
+    places = sincos_2d(rae.grid, rae.decoder[0])
+    fixed = {"decoder_pos_embed": np.concatenate([np.zeros_like(places[:1]), places])[None]}
+    return Layout(entries=tuple(entries), fixed=fixed, ignored=("embeddings.mask_token", "layernorm.weight", "layernorm.bias"))
+
+
 def _patches_to_ours(value: np.ndarray, patch: int) -> np.ndarray:
     out, channels = value.shape[:2]
     return value.transpose(2, 3, 1, 0).reshape(patch * patch * channels, out)
@@ -241,6 +295,7 @@ TO_OURS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "patches": _patches_to_ours,
     "conv": lambda value, _: value.transpose(2, 3, 1, 0),
     "row": lambda value, _: value[0],
+    "channels_first": lambda value, _: value.transpose(1, 2, 0),
 }
 TO_THEIRS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "plain": lambda value, _: value,
@@ -248,4 +303,5 @@ TO_THEIRS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "patches": _patches_to_theirs,
     "conv": lambda value, _: value.transpose(3, 2, 0, 1),
     "row": lambda value, _: value[None],
+    "channels_first": lambda value, _: value.transpose(2, 0, 1),
 }

@@ -10,14 +10,14 @@ import jax
 from absl import logging as absl_logging
 from jaxtyping import PyTree
 
-from jaxdrl import backbones
+from jaxdrl import backbones, tokenizers
 from jaxdrl.backbones import Backbone
 from jaxdrl.errors import UserError
-from jaxdrl.tokenizers.sd_vae import SdVae
+from jaxdrl.weights.convert import Model, name_of
 from jaxdrl.weights.files import write_atomically
 
 
-def save(directory: Path, model: Backbone | SdVae, params: PyTree) -> None:
+def save(directory: Path, model: Model, params: PyTree) -> None:
     """Writes a model.
 
     Args:
@@ -33,13 +33,12 @@ def save(directory: Path, model: Backbone | SdVae, params: PyTree) -> None:
     with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "params", params)
         checkpointer.wait_until_finished()
-    autoencoder = isinstance(model, SdVae)
-    fields = dataclasses.asdict(model) if autoencoder else dict(model.fields)
-    description = {"name": "sd-vae" if autoencoder else model.name, "fields": fields}
+    fields = dict(model.fields) if isinstance(model, Backbone) else dataclasses.asdict(model)
+    description = {"name": name_of(model), "fields": fields}
     write_atomically(directory / "model.json", json.dumps(description, indent=2).encode())
 
 
-def load(directory: Path, sharding: Any = None) -> tuple[Backbone | SdVae, PyTree]:
+def load(directory: Path, sharding: Any = None) -> tuple[Model, PyTree]:
     """Reads a model.
 
     Args:
@@ -59,7 +58,9 @@ def load(directory: Path, sharding: Any = None) -> tuple[Backbone | SdVae, PyTre
     fields: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in description["fields"].items()
     }
-    model = SdVae(**fields) if description["name"] == "sd-vae" else backbones.create(description["name"], **fields)
+    name = description["name"]
+    kind = tokenizers.PUBLISHED.get(name)
+    model = backbones.create(name, **fields) if kind is None else kind(**fields)
     template = jax.eval_shape(model.init, jax.random.key(0))
     if callable(sharding):
         sharding = sharding(template)

@@ -51,6 +51,9 @@ SDE = {
 SDE_STEPS = 12
 SDE_START = np.random.default_rng(9).standard_normal((4, 3)).astype(np.float32)
 VAE = {"widths": (8, 16, 16), "depth": 1, "groups": 4}
+RAE = {"image_size": 48, "encoder_size": 42, "encoder": (32, 2, 4), "decoder": (24, 2, 3, 40)}
+PICTURES = np.random.default_rng(4).uniform(-1, 1, (2, 48, 48, 3)).astype(np.float32)
+FEATURES = np.random.default_rng(8).standard_normal((2, 3, 3, 32)).astype(np.float32)
 IMAGES = np.random.default_rng(5).standard_normal((2, 8, 12, 3)).astype(np.float32)
 LATENTS = np.random.default_rng(6).standard_normal((2, 4, 6, 4)).astype(np.float32)
 LABELS = np.array([0, 5, 10], np.int32)  # 10 is the null class
@@ -61,7 +64,8 @@ STEPS = np.array([0.0, 371.0, 999.0], np.float32)  # DiT's
 def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Weights that depend on the name alone; norms around 1, everything else around 0, nothing left at its initial value."""
     values = 0.12 * np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
-    return (values + ("norm" in key and key.endswith("weight"))).astype(np.float32)
+    around_one = ("norm" in key and key.endswith("weight")) or key.endswith("lambda1")
+    return (values + around_one).astype(np.float32)
 
 
 def times(name: str) -> np.ndarray:

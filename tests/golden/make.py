@@ -3,7 +3,8 @@
     python -m tests.golden.make --code=DIR
 
 DIR holds clones of willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT and bytetriper/RAE in folders named SiT, DiT, REPA,
-JiT and RAE. Needs torch, timm and diffusers (whose AutoencoderKL is Stable Diffusion's). None of that code is part of this project.
+JiT and RAE. Needs torch, timm, diffusers (AutoencoderKL) and
+transformers (DINOv2). None of that code is part of this project.
 """
 
 import argparse
@@ -37,10 +38,11 @@ def main() -> None:
     torch.Tensor.cuda = lambda self, *_, **__: self  # JiT puts its rotary tables on a GPU
     results = {f"sde/{key}": value for key, value in _sde(code, torch).items()}
     results |= {f"vae/{key}": value for key, value in _autoencoder(torch).items()}
+    results |= {f"rae/{key}": value for key, value in _rae(code, torch).items()}
     for module, name in (("transformers", "SwinModel"), ("regex", "B")):  # imported by RAE's file and not used
         stub = types.ModuleType(module)
         setattr(stub, name, None)
-        sys.modules.setdefault(module, stub)
+        sys.modules[module] = stub
     for name in cases.CASES:
         results |= {f"{name}/{key}": value for key, value in _run(name, code, torch).items()}
     np.savez_compressed(Path(__file__).parent / "official.npz", **results)
@@ -79,7 +81,7 @@ def _sde(code: Path, torch) -> dict[str, np.ndarray]:
     sys.path.insert(0, str(code / "SiT"))
     transport = importlib.import_module("transport")
     sys.path.pop(0)
-    found, drawn = {}, iter(())
+    found, drawn, original = {}, iter(()), torch.randn
     torch.randn = lambda size: next(drawn)
     for name, (method, form, last_step) in cases.SDE.items():
         noises = [sde.step_noise(jax.random.key(3), k, cases.SDE_START.shape) for k in range(cases.SDE_STEPS - 1)]
@@ -90,6 +92,7 @@ def _sde(code: Path, torch) -> dict[str, np.ndarray]:
             sampling_method=method.capitalize(), diffusion_form=theirs, last_step=last, num_steps=cases.SDE_STEPS
         )
         found[name] = sampler(torch.tensor(cases.SDE_START), lambda x, t: torch.tanh(2 * x) - x * t[:, None])[-1].numpy()
+    torch.randn = original
     return found
 
 
@@ -118,6 +121,64 @@ def _autoencoder(torch) -> dict[str, np.ndarray]:
     gradients = {"gradient_images": last(images.grad), "gradient_latents": last(latents.grad)}
     names = np.array([f"{key}:{','.join(map(str, value.shape))}:1" for key, value in state.items()])
     return gradients | {"mean": last(law.mean), "std": last(law.std), "decoded": last(decoded), "names": names}
+
+
+def _rae(code: Path, torch) -> dict[str, np.ndarray]:
+    """RAE's encoder (from transformers, its last norm stripped as RAE does) and decoder, names as on disk."""
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    from jaxdrl.encoders.dinov2 import MEAN, STD
+
+    (width, depth, heads), (narrow, blocks, decoder_heads, hidden) = cases.RAE["encoder"], cases.RAE["decoder"]
+    size = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "image_size": 70}
+    encoder = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**size, patch_size=14, num_register_tokens=4)).eval()
+    on_disk = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value", "o_proj": "output.dense"}
+
+    def disk(key: str) -> str:
+        for memory, name in on_disk.items():
+            key = key.replace(f"attention.{memory}.", f"attention.{name}.")
+        return key
+
+    state = {key: torch.tensor(cases.draw(disk(key), tuple(value.shape))) for key, value in encoder.state_dict().items()}
+    encoder.load_state_dict(state)
+    encoder.layernorm.elementwise_affine, encoder.layernorm.weight, encoder.layernorm.bias = False, None, None
+    sys.path.insert(0, str(code / "RAE" / "src"))
+    package = types.ModuleType("stage1")
+    package.__path__ = [str(code / "RAE" / "src" / "stage1")]
+    sys.modules["stage1"] = package
+    decoders = importlib.import_module("stage1.decoders.decoder")
+    settings = importlib.import_module("stage1.decoders.utils").ViTMAEConfig(
+        hidden_size=width, decoder_hidden_size=narrow, decoder_num_hidden_layers=blocks, patch_size=16, image_size=48,
+        decoder_num_attention_heads=decoder_heads, decoder_intermediate_size=hidden, num_channels=3, layer_norm_eps=1e-12,
+    )  # fmt: skip
+    sys.path.pop(0)
+    decoder = decoders.GeneralDecoder(settings, num_patches=9).eval()
+    learned = {key: value for key, value in decoder.state_dict().items() if key != "decoder_pos_embed"}
+    drawn = {key: torch.tensor(cases.draw(key, tuple(value.shape))) for key, value in learned.items()}
+    decoder.load_state_dict(drawn, strict=False)
+    mean, var = (torch.tensor(cases.draw(key, (width, 3, 3))) for key in ("mean", "var"))
+    var = var.abs() + 0.5
+    found = _rae_outputs(encoder, decoder, mean, var, (MEAN, STD), torch)
+    shapes = {disk(key): value.shape for key, value in state.items()} | {key: value.shape for key, value in drawn.items()}
+    names = np.array([f"{key}:{','.join(map(str, shape))}:1" for key, shape in shapes.items()])
+    return found | {"names": names}
+
+
+def _rae_outputs(encoder, decoder, mean, var, statistics, torch) -> dict[str, np.ndarray]:
+    """rae.py's encode and decode, line by line, with gradients."""
+    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in statistics)
+    first = lambda value: torch.tensor(value.transpose(0, 3, 1, 2))  # noqa: E731
+    last = lambda value: value.detach().numpy().transpose(0, 2, 3, 1)  # noqa: E731
+    images, latents = first(cases.PICTURES).requires_grad_(True), first(cases.FEATURES).requires_grad_(True)
+    seen = torch.nn.functional.interpolate(0.5 * (images + 1), size=(42, 42), mode="bicubic", align_corners=False)
+    tokens = encoder((seen - centre) / spread).last_hidden_state[:, 5:]
+    z = (tokens.transpose(1, 2).reshape(2, -1, 3, 3) - mean) / torch.sqrt(var + 1e-5)
+    back = (latents * torch.sqrt(var + 1e-5) + mean).reshape(2, -1, 9).transpose(1, 2)
+    pictures = 2 * (decoder.unpatchify(decoder(back, drop_cls_token=False).logits) * spread + centre) - 1
+    for value in (z, pictures):
+        (value * first(cases.cotangent(last(value).shape))).sum().backward()
+    gradients = {"gradient_images": last(images.grad), "gradient_latents": last(latents.grad)}
+    return gradients | {"latents": last(z), "pictures": last(pictures)}
 
 
 def _network(name: str, code: Path):

@@ -33,7 +33,8 @@ def one_device():
 def test_same_numbers_on_any_mesh(sizes, one_device):
     found = _step(*sizes)
     assert (found["sharded"] > 0) == (sizes[1] > 1)
-    np.testing.assert_allclose(found["params"], one_device["params"], atol=2e-5)
+    # Adam divides by the gradient's size: where it is nearly 0, rounding becomes a few per cent of a step of 1e-3.
+    np.testing.assert_allclose(found["params"], one_device["params"], atol=5e-5)
     assert found["reward"] == pytest.approx(one_device["reward"], abs=1e-4)
 
 
