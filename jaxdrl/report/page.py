@@ -104,7 +104,7 @@ def _table(report: Mapping[str, Any]) -> str:
             shown = html.escape(value).replace(" ±", " <small>±") + ("</small>" if "±" in value else "")
             if change and column < len(table.SPACES):
                 better = table.excess_change(report["spaces"], table.SPACES[column], row) < 0
-                shown += f" <span class='{'good' if better else 'bad'}'>{html.escape(change.rstrip(')'))}</span>"
+                shown += f"<br><span class='{'good' if better else 'bad'}'>{html.escape(change.rstrip(')'))}</span>"
             cells.append(f"<td>{shown}</td>")
         lines.append(f"<tr class='{'main' if row == 'tuned' else ''}'>" + "".join(cells) + "</tr>")
     return "<div class='scroll'><table>" + "".join(lines) + "</table></div>"
