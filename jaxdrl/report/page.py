@@ -103,8 +103,10 @@ def _table(report: Mapping[str, Any]) -> str:
             value, _, change = text.partition(" (")
             shown = html.escape(value).replace(" ±", " <small>±") + ("</small>" if "±" in value else "")
             if change and column < len(table.SPACES):
-                better = table.excess_change(report["spaces"], table.SPACES[column], row) < 0
-                shown += f"<br><span class='{'good' if better else 'bad'}'>{html.escape(change.rstrip(')'))}</span>"
+                space = table.SPACES[column]
+                size, error = table.excess_change(report["spaces"], space, row), table.change_error(dict(report), space, row)
+                tone = "unclear" if abs(size) < 2 * error else "good" if size < 0 else "bad"
+                shown += f"<br><span class='{tone}'>{html.escape(change.rstrip(')'))}</span>"
             cells.append(f"<td>{shown}</td>")
         lines.append(f"<tr class='{'main' if row == 'tuned' else ''}'>" + "".join(cells) + "</tr>")
     return "<div class='scroll'><table>" + "".join(lines) + "</table></div>"
@@ -115,7 +117,8 @@ def _reading(report: Mapping[str, Any]) -> str:
     rows = [
         f"Fréchet distances (FD) of {report['samples']} guidance-free samples to the {report['split']} images, ± their bootstrap "
         "standard error; the percentage is the change of the excess over the floor (the distance between two halves of the "
-        "real data) ± the error of that change, smaller because samples share their noise. The <b>reward space</b> is the one that the discriminator looks through, so its improvement is expected; "
+        "real data) ± the error of that change, smaller because samples share their noise; in colour where it is twice its error. "
+        "The <b>reward space</b> is the one that the discriminator looks through, so its improvement is expected; "
         "the <b>judge space</b> and the <b>pixels</b> had no part in training. Precision, recall and coverage are taken in the judge "
         "space. Copies: samples closer to a training image than 95 % of the held-out images are.",
         "The <b>ideal tilt</b> is what solving the RL problem exactly would give: base samples resampled in proportion to "
