@@ -100,7 +100,8 @@ def create(name: str, **overrides: Any) -> Backbone:
     Args:
         name: A published size such as "SiT-XL/2", or a family ("SiT", "DiT", "REPA", "JiT", "DiTDH") with at least sample_shape,
             num_classes, patch_size, width, depth and num_heads given.
-        **overrides: Any field of the family's network (`dit.SiT`, `jit.JiT`, `ddt.DiTDH`); dtype as "float32" or "bfloat16".
+        **overrides: Any field of the family's network (`dit.SiT`, `jit.JiT`, `ddt.DiTDH`); dtype as "float32" or "bfloat16". A
+            family's projector_depth and context_start default to a third of the depth (projector_depth to 8 at most).
 
     Returns:
         The backbone. The same name and fields give the same object.
@@ -118,6 +119,12 @@ def create(name: str, **overrides: Any) -> Backbone:
     unknown = set(fields) - known
     if unknown or needed:
         raise ValueError(f"backbone {name!r}: unknown fields {sorted(unknown)}, missing fields {sorted(needed)}")
+    # Where the published models have them: a third of the way up.
+    third = fields["depth"] // 3
+    if family == "REPA":
+        fields.setdefault("projector_depth", max(1, min(8, third)))
+    if family == "JiT":
+        fields.setdefault("context_start", third)
     _check(fields)
     for key in ("sample_shape", "projector_dims"):
         if key in fields:
@@ -184,6 +191,8 @@ def _check(fields: dict[str, Any]) -> None:
         raise ValueError("scan_layers and projector_dims exclude each other: the projections leave in the middle of the scan")
     if fields.get("projector_dims") and fields.get("projector_depth", 8) > fields["depth"]:
         raise ValueError(f"projector_depth {fields.get('projector_depth', 8)} is more than the depth {fields['depth']}")
+    if "context_start" in fields and not 0 <= fields["context_start"] < fields["depth"]:
+        raise ValueError(f"context_start {fields['context_start']} must be the index of one of {fields['depth']} blocks")
 
 
 __all__ = ["PUBLISHED", "Backbone", "Velocity", "create", "names"]

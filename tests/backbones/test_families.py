@@ -150,6 +150,18 @@ def test_options_that_do_not_fit_are_refused(options, said):
         backbones.create("SiT", **(LATENT | options))
 
 
+def test_a_third_of_the_way_up():
+    for name in backbones.PUBLISHED:
+        family, fields = backbones.PUBLISHED[name]
+        if family not in ("REPA", "JiT") or name.startswith("JiT-G"):  # G starts its context at 10 of 40
+            continue
+        key = "projector_depth" if family == "REPA" else "context_start"
+        alone = backbones.create(family, **{k: v for k, v in fields.items() if k != key})
+        assert dict(alone.fields)[key] == fields[key], name
+    with pytest.raises(ValueError, match="context_start 2"):
+        backbones.create("JiT", **LATENT, context_start=2)
+
+
 def test_the_same_name_and_fields_give_the_same_object():
     assert backbones.create("DiTDH-S") is backbones.create("DiTDH-S")
     assert set(backbones.PUBLISHED) < set(backbones.names())

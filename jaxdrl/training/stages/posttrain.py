@@ -110,7 +110,7 @@ def settings_from(config: Config) -> adjoint_matching.Settings:
         offsets = {name: options[name] if options[name] >= 0 else None for name in ("time_offset", "noise_offset", "gain_eps")}
         schedule = Schedule(num_steps=options.num_timesteps, integrator=options.integrator, **offsets)
     except ValueError as error:
-        raise UserError(f"config.posttrain: {error}") from error
+        raise UserError(f"config.posttrain: {error} (in a config, -1 stands for None: the papers' 1 / K)") from error
     return adjoint_matching.Settings(
         schedule=schedule,
         reward_scale=options.reward_scale,

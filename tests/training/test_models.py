@@ -1,0 +1,79 @@
+"""From a config to networks and settings: every family by name, and errors that name the key."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxdrl.errors import UserError
+from jaxdrl.training import models
+from jaxdrl.training.stages import posttrain
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture
+def config():
+    spec = importlib.util.spec_from_file_location("recipe", ROOT / "configs" / "drl_digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config("tiny")
+
+
+@pytest.mark.parametrize("name", ["SiT", "DiT", "REPA", "JiT", "DiTDH"])
+def test_every_family_is_a_name_in_the_config(config, name):
+    config.backbone.name = name
+    network = models.backbone(config)
+    assert network.family == name and network.sample_shape == (8, 8, 1) and network.num_classes == 10
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
+    x, t, y = jnp.zeros((2, 8, 8, 1)), jnp.zeros(2), jnp.zeros(2, jnp.int32)
+    assert jax.eval_shape(network.velocity, shapes, x, t, y).shape == (2, 8, 8, 1)
+
+
+def test_spectral_gate_is_a_key(config):
+    plain = models.backbone(config).num_params
+    config.backbone.update(spectral="timestep", gate_scale=0.2)
+    network = models.backbone(config)
+    assert network.num_params > plain and dict(network.fields)["gate_scale"] == 0.2
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"name": "SiT-M/2"}, "choose one of"),
+        ({"name": "JiT", "spectral": "timestep"}, "unknown fields"),
+        ({"patch_size": 3}, "patch_size 3"),
+    ],
+)
+def test_backbones_that_do_not_exist_are_told(config, changes, said):
+    config.backbone.update(changes)
+    with pytest.raises(UserError, match=rf"config\.backbone: .*{said}"):
+        models.backbone(config)
+
+
+def test_offsets_of_the_sde_come_from_the_config(config):
+    schedule = posttrain.settings_from(config).schedule
+    assert (schedule.time_offset, schedule.noise_offset, schedule.gain_eps) == (0.01, 0.0, None)
+    config.posttrain.update(time_offset=-1.0, noise_offset=-1.0, gain_eps=0.0, integrator="euler_maruyama")
+    schedule = posttrain.settings_from(config).schedule
+    assert (schedule.time_offset, schedule.noise_offset, schedule.gain_eps) == (None, None, 0.0)
+    assert schedule.integrator == "euler_maruyama"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"algorithm": "ppo"}, "algorithm"),
+        ({"batch_size": 7}, "batch_size"),
+        ({"rollout_batch": 7}, "rollout_batch"),
+        ({"subset_reduction": "max"}, "subset_reduction"),
+        ({"num_timesteps": 1}, "num_steps"),
+        ({"integrator": "euler_maruyama"}, "time_offset .* -1 stands for None"),
+    ],
+)
+def test_settings_out_of_range_are_told(config, changes, said):
+    config.posttrain.update(changes)
+    with pytest.raises(UserError, match=rf"config\.posttrain.*{said}"):
+        posttrain.settings_from(config)
