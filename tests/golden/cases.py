@@ -51,6 +51,7 @@ SDE = {
 SDE_STEPS = 12
 SDE_START = np.random.default_rng(9).standard_normal((4, 3)).astype(np.float32)
 VAE = {"widths": (8, 16, 16), "depth": 1, "groups": 4}
+GUIDED = {"steps": 7, "scale": 2.9, "interval": (0.1, 0.8)}
 RAE = {"image_size": 48, "encoder_size": 42, "encoder": (32, 2, 4), "decoder": (24, 2, 3, 40)}
 PICTURES = np.random.default_rng(4).uniform(-1, 1, (2, 48, 48, 3)).astype(np.float32)
 FEATURES = np.random.default_rng(8).standard_normal((2, 3, 3, 32)).astype(np.float32)

@@ -45,6 +45,7 @@ def main() -> None:
         sys.modules[module] = stub
     for name in cases.CASES:
         results |= {f"{name}/{key}": value for key, value in _run(name, code, torch).items()}
+    results["jit/guided"] = _jit_sampler(code, torch)
     np.savez_compressed(Path(__file__).parent / "official.npz", **results)
     print({key: value.shape for key, value in results.items() if not key.endswith("names")})
 
@@ -121,6 +122,28 @@ def _autoencoder(torch) -> dict[str, np.ndarray]:
     gradients = {"gradient_images": last(images.grad), "gradient_latents": last(latents.grad)}
     names = np.array([f"{key}:{','.join(map(str, value.shape))}:1" for key, value in state.items()])
     return gradients | {"mean": last(law.mean), "std": last(law.std), "decoded": last(decoded), "names": names}
+
+
+def _jit_sampler(code: Path, torch) -> np.ndarray:
+    """JiT's own guided Heun sampler on the small network."""
+    network = _network("jit", code)
+    state = network.state_dict()
+    for key, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            state[key] = torch.tensor(cases.draw(key, tuple(parameter.shape)))
+    network.load_state_dict(state)
+    sys.path.insert(0, str(code / "JiT"))
+    denoiser = importlib.import_module("denoiser").Denoiser
+    sys.path.pop(0)
+    settings = {"net": network, "t_eps": 5e-2, "num_classes": 10, "noise_scale": 1.0, "img_size": 16, "method": "heun"}
+    settings |= {"steps": cases.GUIDED["steps"], "cfg_scale": cases.GUIDED["scale"], "cfg_interval": cases.GUIDED["interval"]}
+    fake = types.SimpleNamespace(**settings)
+    for name in ("_forward_sample", "_euler_step", "_heun_step"):
+        setattr(fake, name, types.MethodType(getattr(denoiser, name), fake))
+    original, torch.randn = torch.randn, lambda *_, **__: torch.tensor(cases.inputs("jit").transpose(0, 3, 1, 2))
+    out = denoiser.generate(fake, torch.tensor(cases.LABELS[:3]).long())
+    torch.randn = original
+    return out.numpy().transpose(0, 2, 3, 1)
 
 
 def _rae(code: Path, torch) -> dict[str, np.ndarray]:

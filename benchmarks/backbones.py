@@ -1,0 +1,232 @@
+r"""Forward pass, gradient with respect to the input and train step of published networks, beside their PyTorch originals.
+
+    python benchmarks/backbones.py --code=DIR --models=SiT-B/2,JiT-B/16,DiTDH-B --batch=2 --rounds=5 [--compile] [--dtype=bfloat16]
+
+DIR holds clones of willisma/SiT (folder SiT), LTH14/JiT (JiT) and bytetriper/RAE (RAE). The same weights, the same inputs, the same
+threads; jax and torch take turns, and the median of the rounds is shown, with compile times apart. Outputs are compared first: a
+fast wrong network is worth nothing. On CPU in float32 by default; on a GPU both run where they find one.
+"""
+
+import argparse
+import importlib
+import json
+import os
+import statistics
+import sys
+import time
+import types
+from pathlib import Path
+
+import numpy as np
+
+PLACES = {
+    "SiT": ("SiT", "models", "SiT_models", "SiT"),
+    "JiT": ("JiT", "model_jit", "JiT_models", "JiT"),
+    "DiTDH": ("RAE/src", "stage2.models.DDT", None, "DiTwDDTHead"),
+}
+
+
+def main() -> None:
+    """Times every model and prints a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--code", required=True, type=Path)
+    parser.add_argument("--models", default="SiT-B/2,JiT-B/16,DiTDH-B", type=lambda text: text.split(","))
+    parser.add_argument("--batch", default=2, type=int)
+    parser.add_argument("--rounds", default=5, type=int)
+    parser.add_argument("--compile", action="store_true", help="time torch.compile too")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--out", type=Path, help="also write JSON")
+    options = parser.parse_args()
+    if not options.compile:
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    rows = [row for model in options.models for row in measure(model, options)]
+    print("| model | pass | jax ms | torch ms | torch.compile ms | jax / torch | jax compile s |\n|---|---|---|---|---|---|---|")
+    for row in rows:
+        compiled = f"{row['compiled']:.0f}" if "compiled" in row else ""
+        print(
+            f"| {row['model']} | {row['pass']} | {row['jax']:.0f} | {row['torch']:.0f} | {compiled} | "
+            f"{row['jax'] / row['torch']:.2f} | {row['jax_compile']:.1f} |"
+        )
+    if options.out:
+        options.out.write_text(json.dumps(rows, indent=2))
+
+
+def measure(model: str, options: argparse.Namespace) -> list[dict]:
+    """Times one model.
+
+    Args:
+        model: A published name.
+        options: The command line.
+
+    Returns:
+        A row a pass, medians in milliseconds.
+    """
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from jaxdrl import backbones
+    from jaxdrl.weights import from_torch
+
+    network = backbones.create(model, dtype=options.dtype)
+    theirs = original(model, options.code, torch)
+    rng = np.random.default_rng(0)
+    state = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    learned = {key for key, parameter in theirs.named_parameters() if parameter.requires_grad}
+    state = {k: (v + 0.02 * rng.standard_normal(v.shape)).astype(np.float32) if k in learned else v for k, v in state.items()}
+    theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
+    x = rng.standard_normal((options.batch, *network.sample_shape)).astype(np.float32)
+    t, y = rng.uniform(size=options.batch).astype(np.float32), np.arange(options.batch, dtype=np.int32)
+    ours = jax_passes(network, jax.tree.map(jnp.asarray, from_torch(network, state)), x, t, y)
+    rivals = {"torch": torch_passes(theirs, x, t, y, torch, options.dtype)}
+    if options.compile:
+        rivals["compiled"] = torch_passes(torch.compile(theirs), x, t, y, torch, options.dtype)
+    found, expected = ours["forward"](), rivals["torch"]["forward"]().transpose(0, 2, 3, 1)
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    if error > (1e-3 if options.dtype == "float32" else 0.1):
+        raise SystemExit(f"{model}: outputs differ by {error:.1e}")
+    return [{"model": model, "pass": name, **timed(name, ours, rivals, options.rounds)} for name in ours]
+
+
+def timed(name: str, ours: dict, rivals: dict, rounds: int) -> dict[str, float]:
+    """Medians of one pass, jax and torch in turn.
+
+    Args:
+        name: Of the pass.
+        ours: Pass -> call.
+        rivals: Library -> pass -> call.
+        rounds: How many.
+
+    Returns:
+        "jax", "torch" (and "compiled") in milliseconds, "jax_compile" in seconds.
+    """
+    began = time.perf_counter()
+    ours[name]()
+    compile_seconds = time.perf_counter() - began
+    calls = {"jax": ours[name]} | {library: passes[name] for library, passes in rivals.items()}
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {library: [] for library in calls}
+    for _ in range(rounds):
+        for library, call in calls.items():
+            began = time.perf_counter()
+            call()
+            seconds[library].append(time.perf_counter() - began)
+    medians = {library: 1000 * statistics.median(values) for library, values in seconds.items()}
+    return medians | {"jax_compile": compile_seconds}
+
+
+def jax_passes(network, params, x, t, y) -> dict:
+    """Compiled calls that wait for their result.
+
+    Args:
+        network: A backbone.
+        params: Its parameters.
+        x: Noisy samples.
+        t: Times.
+        y: Classes.
+
+    Returns:
+        "forward", "input gradient" and "train step" (Adam).
+    """
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    forward = jax.jit(lambda params, x: network.predict(params, x, t, y))
+    gradient = jax.jit(jax.grad(lambda x, params: jnp.sum(network.predict(params, x, t, y) ** 2)))
+    optimizer = optax.adam(1e-4)
+
+    @jax.jit
+    def step(params, state, x):
+        grads = jax.grad(lambda p: jnp.mean(network.predict(p, x, t, y) ** 2))(params)
+        updates, state = optimizer.update(grads, state)
+        return optax.apply_updates(params, updates), state
+
+    start = (params, optimizer.init(params))
+    ready = jax.block_until_ready
+    return {
+        "forward": lambda: np.asarray(forward(params, x)),
+        "input gradient": lambda: ready(gradient(x, params)),
+        "train step": lambda: ready(step(*start, x)),
+    }
+
+
+def torch_passes(theirs, x, t, y, torch, dtype: str) -> dict:
+    """The same of the original.
+
+    Args:
+        theirs: The authors' module.
+        x: Noisy samples, NHWC.
+        t: Times.
+        y: Classes.
+        torch: The library.
+        dtype: "bfloat16" runs under autocast.
+
+    Returns:
+        As `jax_passes`.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    theirs = theirs.to(device)
+    images = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))).to(device)
+    time_, labels = torch.from_numpy(t).to(device), torch.from_numpy(y).long().to(device)
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    cast = lambda: torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")  # noqa: E731
+    optimizer = torch.optim.Adam(theirs.parameters(), lr=1e-12)
+
+    def forward():
+        with torch.no_grad(), cast():
+            out = theirs(images, time_, labels)
+        return out.float().cpu().numpy()
+
+    def gradient():
+        leaf = images.clone().requires_grad_(True)
+        with cast():
+            out = theirs(leaf, time_, labels)
+        torch.autograd.grad((out.float() ** 2).sum(), leaf)
+        wait()
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        with cast():
+            out = theirs(images, time_, labels)
+        (out.float() ** 2).mean().backward()
+        optimizer.step()
+        wait()
+
+    return {"forward": forward, "input gradient": gradient, "train step": step}
+
+
+def original(model: str, code: Path, torch):
+    """The authors' module of a published size.
+
+    Args:
+        model: A published name.
+        code: Where their repositories are.
+        torch: The library.
+
+    Returns:
+        The module, in evaluation mode.
+    """
+    family = model.split("-")[0]
+    folder, module, table, cls = PLACES[family]
+    if not torch.cuda.is_available():
+        torch.Tensor.cuda = lambda self, *_, **__: self  # JiT puts its rotary tables on a GPU
+    for name, attribute in (("transformers", "SwinModel"), ("regex", "B")):  # imported by RAE's file and not used
+        stub = types.ModuleType(name)
+        setattr(stub, attribute, None)
+        sys.modules.setdefault(name, stub)
+    sys.path.insert(0, str(code / folder))
+    loaded = importlib.import_module(module)
+    sys.path.pop(0)
+    if table:
+        return getattr(loaded, table)[model](input_size=32 if family == "SiT" else 256).eval()
+    from jaxdrl.backbones import ddt
+
+    width, depth, heads = ddt.SIZES[model.split("-")[1]]
+    sizes = {"hidden_size": [width, 2048], "depth": [depth, 2], "num_heads": [heads, 16]}
+    return getattr(loaded, cls)(input_size=16, patch_size=1, in_channels=768, **sizes).eval()
+
+
+if __name__ == "__main__":
+    main()
