@@ -116,8 +116,8 @@ def _data() -> Config:
             "validation_fraction": 0.2,  # of the train part
             "examples_per_class": 2000,  # patches and synthetic only: how many crops a class and split
             "in_memory": True,  # decode once and keep (small sets); otherwise decode on access
-            "workers": 0,  # Grain worker processes
-            "horizontal_flip": False,
+            "workers": 0,  # Grain worker processes that decode ahead; sets in memory need none
+            "horizontal_flip": False,  # of what encoders, generator and discriminator train on
         }
     )
 

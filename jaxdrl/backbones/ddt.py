@@ -22,12 +22,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdrl.backbones.layers import dense, patchify, sincos_2d, unpatchify
+from jaxdrl.backbones.layers import dense, embed_time, patchify, sincos_2d, small_normal, unpatchify
 from jaxdrl.backbones.rotary import RotaryBlock, RotaryHead, rotary_2d
 
 # width, depth, heads of the tower. The head has width 2048, depth 2, 16 heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-small_normal = nn.initializers.normal(0.02)
 
 
 class DiTDH(nn.Module):
@@ -85,8 +84,7 @@ class DiTDH(nn.Module):
         frequencies = self.param("t_embedder_W", nn.initializers.normal(1.0), (self.frequency_dim // 2,), jnp.float32)
         angle = 2 * jnp.pi * t.astype(jnp.float32)[:, None] * jax.lax.stop_gradient(frequencies)
         time = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
-        time = jax.nn.silu(make(self.width, name="t_embedder_0", kernel_init=small_normal)(time))
-        time = make(self.width, name="t_embedder_2", kernel_init=small_normal)(time)[:, None]
+        time = embed_time(time, self.width, self.dtype)[:, None]
         c = jax.nn.silu(time + table[y][:, None])
         block = nn.remat(RotaryBlock) if self.remat == "full" else RotaryBlock
         hidden = lambda width: int(2 / 3 * int(width * self.mlp_ratio))  # noqa: E731

@@ -27,9 +27,11 @@ from jaxdrl.backbones.layers import (
     Attention,
     Mlp,
     dense,
+    embed_time,
     layer_norm,
     patchify,
     sincos_2d,
+    small_normal,
     timestep_embedding,
     unpatchify,
     xavier,
@@ -37,7 +39,6 @@ from jaxdrl.backbones.layers import (
 from jaxdrl.backbones.spectral import SpectralGate
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
-small_normal = nn.initializers.normal(0.02)
 zeros = nn.initializers.zeros
 
 
@@ -180,9 +181,7 @@ class SiT(nn.Module):
         make = partial(dense, dtype=self.dtype)
         tokens = make(self.width, name="x_embedder")(patchify(x, self.patch_size))
         tokens = tokens + sincos_2d(grid, self.width)
-        time = timestep_embedding(t, self.frequency_dim)
-        time = jax.nn.silu(make(self.width, name="t_embedder_0", kernel_init=small_normal)(time))
-        time = make(self.width, name="t_embedder_2", kernel_init=small_normal)(time)
+        time = embed_time(timestep_embedding(t, self.frequency_dim), self.width, self.dtype)
         table = self.param("y_embedder", small_normal, (self.num_classes + 1, self.width), jnp.float32)
         c = time + table[y]
         tokens, projections = self._blocks(tokens, c, time, grid)

@@ -15,11 +15,10 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxdrl.backbones.layers import dense, patchify, sincos_2d, timestep_embedding, unpatchify
+from jaxdrl.backbones.layers import dense, embed_time, patchify, sincos_2d, small_normal, timestep_embedding, unpatchify
 from jaxdrl.backbones.rotary import RotaryBlock, RotaryHead, rotary_2d
 
 # width, depth, heads, bottleneck, context_start
@@ -30,7 +29,6 @@ SIZES = {
     "G": (1664, 40, 16, 256, 10),
 }
 T_EPS = 0.05
-small_normal = nn.initializers.normal(0.02)
 
 
 class JiT(nn.Module):
@@ -86,9 +84,7 @@ class JiT(nn.Module):
         table = self.param("y_embedder", small_normal, (self.num_classes + 1, self.width), jnp.float32)
         positions = self.param("in_context_posemb", small_normal, (self.context_length, self.width), jnp.float32)
         label = table[y]
-        time = timestep_embedding(t, self.frequency_dim)
-        time = jax.nn.silu(make(self.width, name="t_embedder_0", kernel_init=small_normal)(time))
-        c = (make(self.width, name="t_embedder_2", kernel_init=small_normal)(time) + label)[:, None]
+        c = (embed_time(timestep_embedding(t, self.frequency_dim), self.width, self.dtype) + label)[:, None]
         squeezed = nn.Dense(self.bottleneck, use_bias=False, dtype=self.dtype, param_dtype=jnp.float32, name="x_embedder_proj1")
         tokens = make(self.width, name="x_embedder_proj2")(squeezed(patchify(x, self.patch_size)))
         tokens = tokens + sincos_2d(grid, self.width)

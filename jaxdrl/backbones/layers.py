@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 xavier = nn.initializers.xavier_uniform()
+small_normal = nn.initializers.normal(0.02)
+Heads = Float[Array, "batch heads tokens head"]
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
@@ -110,10 +112,58 @@ def layer_norm(x: Float[Array, "..."], eps: float = 1e-6) -> Float[Array, "..."]
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
+def attend(q: Heads, k: Heads, v: Heads, dtype: Any) -> Float[Array, "batch tokens width"]:
+    """softmax(q k^T / sqrt(head)) v with float32 logits, heads joined again.
+
+    In (batch, head, token, channel) order, which XLA's CPU backend runs fastest.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        dtype: Of the second product.
+
+    Returns:
+        Tokens.
+    """
+    logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+    out = jnp.einsum("bhij,bhjd->bhid", jax.nn.softmax(logits, axis=-1).astype(dtype), v)
+    return out.transpose(0, 2, 1, 3).reshape(out.shape[0], out.shape[2], -1)
+
+
+def fused_heads(x: Float[Array, "batch tokens width"], num_heads: int, dtype: Any) -> tuple[Heads, Heads, Heads]:
+    """q, k and v by one linear layer "qkv" of the module that calls this.
+
+    Args:
+        x: Tokens.
+        num_heads: Divides the width.
+        dtype: Of the matmul.
+
+    Returns:
+        q, k, v.
+    """
+    qkv = dense(3 * x.shape[-1], dtype, "qkv")(x)
+    q, k, v = qkv.reshape(*x.shape[:2], 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def embed_time(features: Float[Array, "batch dim"], width: int, dtype: Any) -> Float[Array, "batch width"]:
+    """Linear, SiLU, linear: "t_embedder_0" and "t_embedder_2" of the module that calls this.
+
+    Args:
+        features: Of the time.
+        width: Outputs.
+        dtype: Of the matmuls.
+
+    Returns:
+        The time embedding.
+    """
+    hidden = jax.nn.silu(dense(width, dtype, "t_embedder_0", small_normal)(features))
+    return dense(width, dtype, "t_embedder_2", small_normal)(hidden)
+
+
 class Attention(nn.Module):
     """timm's multi-head attention: fused qkv with bias, softmax in float32, output projection with bias.
-
-    Written in (batch, head, token, channel) order, which XLA's CPU backend runs fastest.
 
     Attributes:
         num_heads: Divides the width.
@@ -133,14 +183,7 @@ class Attention(nn.Module):
         Returns:
             Tokens.
         """
-        b, tokens, width = x.shape
-        head = width // self.num_heads
-        qkv = dense(3 * width, self.dtype, "qkv")(x)
-        q, k, v = qkv.reshape(b, tokens, 3, self.num_heads, head).transpose(2, 0, 3, 1, 4)
-        logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * head**-0.5
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        out = jnp.einsum("bhij,bhjd->bhid", weights, v)
-        return dense(width, self.dtype, "proj")(out.transpose(0, 2, 1, 3).reshape(b, tokens, width))
+        return dense(x.shape[-1], self.dtype, "proj")(attend(*fused_heads(x, self.num_heads, self.dtype), self.dtype))
 
 
 class Mlp(nn.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdrl.backbones.layers import dense
+from jaxdrl.backbones.layers import attend, dense, fused_heads
 
 # cos or sin; NumPy's until a rematerialised block turns it into an argument.
 Table = Float[Array, "tokens head"] | Float[np.ndarray, "tokens head"]
@@ -126,17 +126,11 @@ class RotaryAttention(nn.Module):
         Returns:
             Tokens.
         """
-        b, tokens, width = x.shape
-        head = width // self.num_heads
-        qkv = dense(3 * width, self.dtype, "qkv")(x)
-        q, k, v = qkv.reshape(b, tokens, 3, self.num_heads, head).transpose(2, 0, 3, 1, 4)
+        q, k, v = fused_heads(x, self.num_heads, self.dtype)
         if self.qk_norm:
             q, k = RMSNorm(name="q_norm")(q).astype(self.dtype), RMSNorm(name="k_norm")(k).astype(self.dtype)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * head**-0.5
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        out = jnp.einsum("bhij,bhjd->bhid", weights, v)
-        return dense(width, self.dtype, "proj")(out.transpose(0, 2, 1, 3).reshape(b, tokens, width))
+        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype))
 
 
 class RotaryBlock(nn.Module):

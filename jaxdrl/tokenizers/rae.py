@@ -162,10 +162,15 @@ class Rae:
 
         Returns:
             float32 latents.
+
+        Raises:
+            ValueError: If noise is asked for without a key.
         """
         found = self.features(params, images)
         if noise > 0:
-            size_key, noise_key = jax.random.split(key)  # type: ignore[arg-type]
+            if key is None:
+                raise ValueError(f"noise {noise} needs a key")
+            size_key, noise_key = jax.random.split(key)
             size = noise * jax.random.uniform(size_key, (len(found), 1, 1))
             found = found + size * jax.random.normal(noise_key, found.shape)
         grid = found.reshape(len(found), *self.grid, -1)

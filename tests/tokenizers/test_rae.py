@@ -44,6 +44,8 @@ def test_training_noise_is_uniform_in_size_and_comes_before_the_normalisation():
     noisy = RAE.encode(params, images, jax.random.key(0), noise=0.8) - RAE.encode(params, images)
     sizes = np.asarray((noisy * jnp.sqrt(params["var"] + 1e-5)).std(axis=(1, 2, 3)))
     assert abs(sizes.mean() - 0.4) < 0.04 and abs(sizes.std() - 0.8 / 12**0.5) < 0.03 and sizes.max() < 0.9
+    with pytest.raises(ValueError, match="needs a key"):
+        RAE.encode(params, images[:1], noise=0.8)
 
 
 def test_round_trip_and_what_may_be_missing(tmp_path):

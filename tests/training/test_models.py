@@ -1,15 +1,20 @@
 """From a config to networks and settings: every family by name, and errors that name the key."""
 
+import importlib
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import pytest
 
 from jaxdrl.errors import UserError
-from jaxdrl.training import models
-from jaxdrl.training.stages import posttrain
+from jaxdrl.training import mesh, models
+from jaxdrl.training.context import Run
+from jaxdrl.training.metrics import MetricWriter
+from jaxdrl.training.stages import posttrain, pretrain
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -77,3 +82,36 @@ def test_settings_out_of_range_are_told(config, changes, said):
     config.posttrain.update(changes)
     with pytest.raises(UserError, match=rf"config\.posttrain.*{said}"):
         posttrain.settings_from(config)
+
+
+class _Asked(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["encoders", "pretrain", "discriminator"])
+def test_every_stage_that_reads_images_mirrors_them_if_asked(stage, tiny_run, tmp_path, monkeypatch):
+    """A discriminator that saw mirrored fakes beside unmirrored data would tell them apart by that alone."""
+    config = ml_collections.ConfigDict(json.loads((tiny_run / "config.json").read_text()))
+    config.data.horizontal_flip = True
+    module = importlib.import_module(f"jaxdrl.training.stages.{stage}")
+
+    def batches(*_, horizontal_flip=False, **__):
+        raise _Asked(horizontal_flip)
+
+    monkeypatch.setattr(module.data, "batches", batches)
+    run = Run(config=config, workdir=tiny_run, mesh=mesh.create_mesh(), writer=MetricWriter(tmp_path))
+    calls = {
+        "encoders": lambda: module._train(run, "reward"),
+        "pretrain": lambda: module.train(run, "pretrain", module.initial_state(config), 0, 10, curve=False),
+        "discriminator": lambda: module._train(run, module._held_out(run)),
+    }
+    with pytest.raises(_Asked) as asked:
+        calls[stage]()
+    assert asked.value.args == (True,)
+
+
+def test_repa_is_not_trained_without_its_targets(config, tmp_path):
+    config.backbone.name = "REPA"
+    run = Run(config=config, workdir=tmp_path, mesh=mesh.create_mesh(), writer=MetricWriter(tmp_path))
+    with pytest.raises(UserError, match=r"config\.backbone\.name: 'REPA' is trained with"):
+        pretrain.run(run)

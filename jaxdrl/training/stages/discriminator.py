@@ -100,7 +100,9 @@ def _train(run: Run, held_out: Pairs) -> State:
     encoder_params = models.load_encoder(run.workdir, "reward")
     encode, base = _encoder(run), models.load_model(run.workdir, "base")
     source = data.open_split(config.data, data_directory(run), "train")
-    reals = data.batches(source, batch_size=settings.batch_size, seed=stage_seed(config.seed, "discriminator/data"))
+    seed, flip = stage_seed(config.seed, "discriminator/data"), config.data.horizontal_flip
+    # Mirrored like the generator's own data: or mirrored fakes would give themselves away.
+    reals = data.batches(source, batch_size=settings.batch_size, seed=seed, horizontal_flip=flip)
     train_steps, validate = _compiled(config)
     writer = run.writer.for_stage(name)
     key, pairs, held_refresh = stage_key(config.seed, name), None, -1

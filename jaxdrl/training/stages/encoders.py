@@ -81,7 +81,8 @@ def _train(run: Run, which: str) -> Any:
 
     source = data.open_split(config.data, data_directory(run), "train")
     seed = stage_seed(config.seed, f"encoders/{which}/data")
-    batches = data.batches(source, batch_size=settings.batch_size, seed=seed, balanced=False)
+    flip = config.data.horizontal_flip
+    batches = data.batches(source, batch_size=settings.batch_size, seed=seed, balanced=False, horizontal_flip=flip)
     writer = run.writer.for_stage(f"encoders.{which}")
     with Checkpoints(run.workdir / name / "checkpoints" / which, config.runtime.checkpoint_seconds) as checkpoints:
         restored = checkpoints.restore(start)

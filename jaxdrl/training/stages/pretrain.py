@@ -18,6 +18,7 @@ from jaxtyping import PyTree
 from jaxdrl import data
 from jaxdrl.algorithms import flow_matching
 from jaxdrl.config import Config
+from jaxdrl.errors import UserError
 from jaxdrl.training import compute, mesh, models, plateau, state
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
@@ -39,12 +40,17 @@ def run(run: Run) -> dict:
         steps, parameters, fingerprint of the base and `from_scratch`.
 
     Raises:
-        UserError: If the package ships no base for this recipe and `from_scratch` is off.
+        UserError: If the package ships no base for this recipe and `from_scratch` is off, or REPA is to be trained from scratch.
     """
     config, directory = run.config, run.workdir / name
     directory.mkdir(parents=True, exist_ok=True)
     template = initial_state(config)
     if config.pretrain.from_scratch:
+        if models.backbone(config).aligned is not None:
+            raise UserError(
+                f"config.backbone.name: {config.backbone.name!r} is trained with an encoder's targets "
+                "(algorithms/representation_alignment.py), which this stage does not have; choose SiT, or convert trained weights"
+            )
         base = _trunk_and_branch(run, name, template, 0, config.pretrain.steps, curve=True)
     else:
         what = f"the shipped base of {config.name}"
