@@ -1,6 +1,7 @@
 """`jaxdrl convert` and `jaxdrl export`: the authors' PyTorch files in, and out again."""
 
 import argparse
+import json
 import resource
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,16 +9,23 @@ from typing import Any, NoReturn
 
 from jaxdrl.errors import UserError
 
-CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--weights=ema|raw]
+CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--weights=ema|raw] [--set FIELD=VALUE ...]
 
   --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL ..., sd-vae (`--model=list` prints all)
   --from     .safetensors, or .pt/.pth (needs torch; a pickle that wants to run code is refused)
   --to       a new folder: model.json and an Orbax checkpoint
   --weights  which weights of a training checkpoint: ema (default) or raw
-"""
-EXPORT_HELP = """usage: jaxdrl export --from=DIR --to=FILE [--layout=original|diffusers]
+  --set      a field of the network that differs from the published one, for example --set num_classes=100; resolution, classes and
+             learn_sigma are read from the weights where they tell
 
-  --from     a folder that `jaxdrl convert` made
+examples
+  jaxdrl convert --model=SiT-XL/2 --from=SiT-XL-2-256x256.pt --to=models/sit-xl
+  jaxdrl convert --model=sd-vae --from=diffusion_pytorch_model.safetensors --to=models/sd-vae
+"""
+EXPORT_HELP = """usage: jaxdrl export --from=DIR --to=FILE [--layout=original|diffusers] [--model=tuned|base|longer]
+
+  --from     a folder that `jaxdrl convert` made, or the workdir of a run
+  --model    of a workdir: tuned (default), base or longer
   --to       .safetensors, or .pt/.pth (needs torch); the authors' code loads it with strict=True
   --layout   original (default), or diffusers for DiT
 """
@@ -46,6 +54,7 @@ def convert(arguments: Sequence[str]) -> int:
     parser.add_argument("--from", dest="source", type=Path)
     parser.add_argument("--to", type=Path)
     parser.add_argument("--weights", default="ema")
+    parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options = parser.parse_args(arguments)
     from jaxdrl import backbones, tokenizers
 
@@ -60,10 +69,9 @@ def convert(arguments: Sequence[str]) -> int:
     from jaxdrl.weights import convert as converter
     from jaxdrl.weights import model_directory, torch_files
 
-    state = torch_files.read(options.source)
-    devices = mesh.create_mesh()
-    params = converter.from_torch(options.model, state, weights=options.weights, place=lambda leaf: mesh.place(leaf, devices))
-    model = converter.model_for(options.model, converter.unwrap(state, options.weights))
+    state, devices = converter.unwrap(torch_files.read(options.source), options.weights), mesh.create_mesh()
+    model = converter.model_for(options.model, state, **dict(map(_field, options.set)))
+    params = converter.from_torch(model, state, place=lambda leaf: mesh.place(leaf, devices))
     model_directory.save(options.to, model, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{converter.name_of(model)}: {count:,} parameters in {options.to} (peak memory {_peak_memory():.1f} GiB)")
@@ -86,13 +94,14 @@ def export(arguments: Sequence[str]) -> int:
     parser.add_argument("--from", dest="source", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--layout", default="original")
+    parser.add_argument("--model", default="tuned")
     options = parser.parse_args(arguments)
     from jaxdrl.weights import convert as converter
-    from jaxdrl.weights import model_directory, torch_files
+    from jaxdrl.weights import torch_files
 
     if options.to.suffix not in torch_files.SUFFIXES:
         raise UserError(f"--to: {options.to} must end in {', '.join(torch_files.SUFFIXES)}")
-    model, params = model_directory.load(options.source)
+    model, params = _load(options.source, options.model)
     state: dict[str, Any]
     try:
         state = converter.to_torch(model, params, style=options.layout)
@@ -101,6 +110,30 @@ def export(arguments: Sequence[str]) -> int:
     torch_files.write(options.to, state)
     print(f"{converter.name_of(model)}: {len(state)} tensors in {options.to} (peak memory {_peak_memory():.1f} GiB)")
     return 0
+
+
+def _field(text: str) -> tuple[str, Any]:
+    """FIELD=VALUE, the value in JSON or a plain word."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise UserError(f"--set: {text!r} must be FIELD=VALUE, for example num_classes=100")
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+    return name, tuple(parsed) if isinstance(parsed, list) else parsed
+
+
+def _load(source: Path, which: str) -> tuple[Any, Any]:
+    """The model of a folder from `jaxdrl convert`, or of a workdir."""
+    from jaxdrl import stored_config
+    from jaxdrl.training import models
+    from jaxdrl.weights import model_directory
+
+    if not (source / "config.json").is_file():
+        return model_directory.load(source)
+    config = stored_config.get_config(str(source))
+    return models.backbone(config), models.load_model(config, source, which)
 
 
 def _peak_memory() -> float:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from jaxdrl.backbones import ddt, dit, jit, spectral
+from jaxdrl.backbones import attention, ddt, dit, jit, spectral, stack
 
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _LATENT = {"sample_shape": (32, 32, 4), "num_classes": 1000}
@@ -51,9 +51,10 @@ class Backbone:
 
     @property
     def num_params(self) -> int:
-        """Parameters in the tree; published counts of SiT, DiT, REPA and DiTDH add the fixed position table, tokens x width."""
-        shapes = jax.eval_shape(self.init, jax.random.key(0))
-        return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+        """Parameters as the papers count them: the tree's, and the fixed position table, which is one in the authors' code."""
+        shapes, fields = jax.eval_shape(self.init, jax.random.key(0)), dict(self.fields)
+        table = self.sample_shape[0] * self.sample_shape[1] // fields["patch_size"] ** 2 * fields["width"]
+        return table + sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
 def _published() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -183,12 +184,14 @@ def _check(fields: dict[str, Any]) -> None:
         raise ValueError(f"frequency_dim must be even, got {fields['frequency_dim']}")
     if fields.get("dtype", "float32") not in _DTYPES:
         raise ValueError(f"dtype must be float32 or bfloat16, got {fields['dtype']!r}")
-    if fields.get("remat", "none") not in ("none", "full"):
-        raise ValueError(f"remat must be none or full, got {fields['remat']!r}")
-    if fields.get("spectral", "none") not in spectral.MODES:
-        raise ValueError(f"spectral must be one of {', '.join(spectral.MODES)}, got {fields['spectral']!r}")
-    if fields.get("scan_layers", False) and fields.get("projector_dims"):
-        raise ValueError("scan_layers and projector_dims exclude each other: the projections leave in the middle of the scan")
+    for key, known in (
+        ("remat", tuple(stack.REMAT)),
+        ("attention", attention.IMPLEMENTATIONS),
+        ("numerics", ("original", "diffusers")),
+        ("spectral", spectral.MODES),
+    ):
+        if key in fields and fields[key] not in known:
+            raise ValueError(f"{key} must be one of {', '.join(known)}, got {fields[key]!r}")
     if fields.get("projector_dims") and fields.get("projector_depth", 8) > fields["depth"]:
         raise ValueError(f"projector_depth {fields.get('projector_depth', 8)} is more than the depth {fields['depth']}")
     if "context_start" in fields and not 0 <= fields["context_start"] < fields["depth"]:

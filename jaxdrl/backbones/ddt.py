@@ -24,6 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdrl.backbones.layers import dense, embed_time, patchify, sincos_2d, small_normal, unpatchify
 from jaxdrl.backbones.rotary import RotaryBlock, RotaryHead, rotary_2d
+from jaxdrl.backbones.stack import rematerialised, run_blocks
 
 # width, depth, heads of the tower. The head has width 2048, depth 2, 16 heads.
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
@@ -45,7 +46,9 @@ class DiTDH(nn.Module):
         mlp_ratio: The SwiGLU's hidden width is two thirds of this times the width.
         frequency_dim: Twice the number of time frequencies.
         dtype: Of the matmuls; weights, norms, softmax and output stay float32.
-        remat: "none", or "full": blocks are computed again in the backward pass.
+        remat: What the backward pass computes again, a name in `stack.REMAT`.
+        scan_layers: See `stack.py`.
+        attention: One of `attention.IMPLEMENTATIONS`.
     """
 
     sample_shape: tuple[int, int, int]
@@ -61,6 +64,8 @@ class DiTDH(nn.Module):
     frequency_dim: int = 512
     dtype: Any = jnp.float32
     remat: str = "none"
+    scan_layers: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -86,19 +91,20 @@ class DiTDH(nn.Module):
         time = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         time = embed_time(time, self.width, self.dtype)[:, None]
         c = jax.nn.silu(time + table[y][:, None])
-        block = nn.remat(RotaryBlock) if self.remat == "full" else RotaryBlock
-        hidden = lambda width: int(2 / 3 * int(width * self.mlp_ratio))  # noqa: E731
+        block = rematerialised(RotaryBlock, self.remat, self.scan_layers)
+
+        def blocks(heads: int, width: int):
+            return partial(block, heads, int(2 / 3 * int(width * self.mlp_ratio)), False, self.dtype, self.attention)
+
         s = make(self.width, name="s_embedder")(patches) + sincos_2d(grid, self.width)
         rotary = rotary_2d(grid, self.width // self.num_heads)
-        for index in range(self.depth):
-            s = block(self.num_heads, hidden(self.width), False, self.dtype, name=f"blocks_{index}")(s, c, rotary)
+        s = run_blocks(blocks(self.num_heads, self.width), s, (c, rotary), range(self.depth), self.scan_layers)
         s = jax.nn.silu(time + s)
         if self.head_width != self.width:
             s = make(self.head_width, name="s_projector")(s)
         tokens = make(self.head_width, name="x_embedder")(patches)
         rotary = rotary_2d(grid, self.head_width // self.head_num_heads)
-        for index in range(self.depth, self.depth + self.head_depth):
-            name = f"blocks_{index}"
-            tokens = block(self.head_num_heads, hidden(self.head_width), False, self.dtype, name=name)(tokens, s, rotary)
+        head = range(self.depth, self.depth + self.head_depth)
+        tokens = run_blocks(blocks(self.head_num_heads, self.head_width), tokens, (s, rotary), head, self.scan_layers)
         out = RotaryHead(self.patch_size**2 * channels, self.dtype, name="final_layer")(tokens, s)
         return unpatchify(out, self.patch_size, grid)

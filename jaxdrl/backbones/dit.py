@@ -37,6 +37,7 @@ from jaxdrl.backbones.layers import (
     xavier,
 )
 from jaxdrl.backbones.spectral import SpectralGate
+from jaxdrl.backbones.stack import rematerialised, run_blocks
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 zeros = nn.initializers.zeros
@@ -52,6 +53,9 @@ class Block(nn.Module):
         spectral: See `spectral.SpectralGate`; "none" leaves the gate out.
         gate_scale: Of the gate.
         grid: (rows, columns) of tokens, for the gate.
+        qk_norm: See `layers.Attention`.
+        attention: One of `attention.IMPLEMENTATIONS`.
+        mlp_norm_eps: Of the norm before the MLP.
     """
 
     num_heads: int
@@ -60,6 +64,9 @@ class Block(nn.Module):
     spectral: str = "none"
     gate_scale: float = 1.0
     grid: tuple[int, int] = (0, 0)
+    qk_norm: bool = False
+    attention: str = "einsum"
+    mlp_norm_eps: float = 1e-6
 
     @nn.compact
     def __call__(
@@ -79,8 +86,8 @@ class Block(nn.Module):
         modulation = dense(6 * width, self.dtype, "adaLN_modulation", zeros)(jax.nn.silu(c))[:, None]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
         h = layer_norm(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * Attention(self.num_heads, self.dtype, name="attn")(h)
-        h = layer_norm(x) * (1 + scale_m) + shift_m
+        x = x + gate_a * Attention(self.num_heads, self.dtype, self.qk_norm, self.attention, name="attn")(h)
+        h = layer_norm(x, self.mlp_norm_eps) * (1 + scale_m) + shift_m
         residual = gate_m * Mlp(int(width * self.mlp_ratio), True, self.dtype, name="mlp")(h)
         if self.spectral != "none":
             gate = SpectralGate(self.spectral, self.grid, self.gate_scale, self.dtype, name="freq_gate")
@@ -135,11 +142,13 @@ class SiT(nn.Module):
         projector_dims: REPA: feature sizes of the encoders that tokens are aligned with; empty for none.
         projector_depth: REPA: the block after which they are.
         projector_hidden: REPA: width of the projectors.
+        qk_norm: Whether q and k are normalised, an option of REPA's code that is off in its published weights.
+        numerics: "original", or "diffusers": DiTTransformer2DModel differs from DiT in the time features (frequencies are
+            exp(-ln(1e4) i / 127)) and in the eps of the norm before the MLP (1e-5).
         dtype: Of the matmuls; weights, norms, softmax and output stay float32.
-        remat: "none", or "full": blocks are computed again in the backward pass.
-        scan_layers: One compiled block run `depth` times, its weights stacked under "blocks" (leading axis: the block): the
-            gradient of SiT-XL/2 compiles in 4 s instead of 25 s on CPU. False: unrolled, block i under "blocks_i". XLA's cost
-            analysis counts a scanned block once, so count operations unrolled.
+        remat: What the backward pass computes again, a name in `stack.REMAT`.
+        scan_layers: See `stack.py`.
+        attention: One of `attention.IMPLEMENTATIONS`.
     """
 
     sample_shape: tuple[int, int, int]
@@ -157,9 +166,12 @@ class SiT(nn.Module):
     projector_dims: tuple[int, ...] = ()
     projector_depth: int = 8
     projector_hidden: int = 2048
+    qk_norm: bool = False
+    numerics: str = "original"
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -181,7 +193,7 @@ class SiT(nn.Module):
         make = partial(dense, dtype=self.dtype)
         tokens = make(self.width, name="x_embedder")(patchify(x, self.patch_size))
         tokens = tokens + sincos_2d(grid, self.width)
-        time = embed_time(timestep_embedding(t, self.frequency_dim), self.width, self.dtype)
+        time = embed_time(timestep_embedding(t, self.frequency_dim, float(self._diffusers())), self.width, self.dtype)
         table = self.param("y_embedder", small_normal, (self.num_classes + 1, self.width), jnp.float32)
         c = time + table[y]
         tokens, projections = self._blocks(tokens, c, time, grid)
@@ -194,29 +206,24 @@ class SiT(nn.Module):
         out = out if self.full_output else out[..., :channels]
         return (out, projections) if aligned else out
 
+    def _diffusers(self) -> bool:
+        return self.numerics == "diffusers"
+
     def _blocks(self, tokens, c, time, grid):
         """Applies all blocks; returns tokens and REPA's projections."""
-        block = nn.remat(Block) if self.remat == "full" else Block
-        make = partial(block, self.num_heads, self.mlp_ratio, self.dtype, self.spectral, self.gate_scale, grid)
-        projections = []
-        if self.scan_layers:
-            scanned = nn.scan(
-                lambda block, tokens, conditions: (block(tokens, *conditions), None),
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
-                length=self.depth,
-            )
-            return scanned(make(name="blocks"), tokens, (c, time))[0], projections
-        for index in range(self.depth):
-            tokens = make(name=f"blocks_{index}")(tokens, c, time)
-            if index + 1 == self.projector_depth:
-                projectors = [
-                    Projector(dim, self.projector_hidden, self.dtype, name=f"projectors_{i}")
-                    for i, dim in enumerate(self.projector_dims)
-                ]
-                projections = [projector(tokens).astype(jnp.float32) for projector in projectors]
-        return tokens, projections
+        eps = 1e-5 if self._diffusers() else 1e-6
+        make = partial(
+            rematerialised(Block, self.remat, self.scan_layers),
+            *(self.num_heads, self.mlp_ratio, self.dtype, self.spectral, self.gate_scale, grid),
+            *(self.qk_norm, self.attention, eps),
+        )
+        split = self.projector_depth if self.projector_dims else self.depth
+        tokens = run_blocks(make, tokens, (c, time), range(split), self.scan_layers)
+        projections = [
+            Projector(dim, self.projector_hidden, self.dtype, name=f"projectors_{i}")(tokens).astype(jnp.float32)
+            for i, dim in enumerate(self.projector_dims)
+        ]
+        return run_blocks(make, tokens, (c, time), range(split, self.depth), self.scan_layers), projections
 
 
 def diffusion_time(t: Float[Array, " batch"]) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from jaxdrl.backbones.layers import dense, embed_time, patchify, sincos_2d, small_normal, timestep_embedding, unpatchify
 from jaxdrl.backbones.rotary import RotaryBlock, RotaryHead, rotary_2d
+from jaxdrl.backbones.stack import rematerialised, run_blocks
 
 # width, depth, heads, bottleneck, context_start
 SIZES = {
@@ -47,7 +48,9 @@ class JiT(nn.Module):
         mlp_ratio: The SwiGLU's hidden width is two thirds of this times the width.
         frequency_dim: Of the time features.
         dtype: Of the matmuls; weights, norms, logits and output stay float32.
-        remat: "none", or "full": blocks are computed again in the backward pass.
+        remat: What the backward pass computes again, a name in `stack.REMAT`.
+        scan_layers: See `stack.py`.
+        attention: One of `attention.IMPLEMENTATIONS`.
     """
 
     sample_shape: tuple[int, int, int]
@@ -63,6 +66,8 @@ class JiT(nn.Module):
     frequency_dim: int = 256
     dtype: Any = jnp.float32
     remat: str = "none"
+    scan_layers: bool = False
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -88,15 +93,16 @@ class JiT(nn.Module):
         squeezed = nn.Dense(self.bottleneck, use_bias=False, dtype=self.dtype, param_dtype=jnp.float32, name="x_embedder_proj1")
         tokens = make(self.width, name="x_embedder_proj2")(squeezed(patchify(x, self.patch_size)))
         tokens = tokens + sincos_2d(grid, self.width)
-        rotary = rotary_2d(grid, head_dim)
-        block = nn.remat(RotaryBlock) if self.remat == "full" else RotaryBlock
+        block = rematerialised(RotaryBlock, self.remat, self.scan_layers)
         hidden = int(int(self.width * self.mlp_ratio) * 2 / 3)
-        for index in range(self.depth):
-            if self.context_length > 0 and index == self.context_start:
-                context = jnp.broadcast_to(label[:, None], (len(x), self.context_length, self.width)) + positions
-                tokens = jnp.concatenate([context, tokens], axis=1)
-                rotary = rotary_2d(grid, head_dim, prefix=self.context_length)
-            tokens = block(self.num_heads, hidden, True, self.dtype, name=f"blocks_{index}")(tokens, c, rotary)
+        blocks = partial(block, self.num_heads, hidden, True, self.dtype, self.attention)
+        start = self.context_start if self.context_length > 0 else self.depth
+        tokens = run_blocks(blocks, tokens, (c, rotary_2d(grid, head_dim)), range(start), self.scan_layers)
+        if start < self.depth:
+            context = jnp.broadcast_to(label[:, None], (len(x), self.context_length, self.width)) + positions
+            tokens = jnp.concatenate([context, tokens], axis=1)
+            rotary = rotary_2d(grid, head_dim, prefix=self.context_length)
+            tokens = run_blocks(blocks, tokens, (c, rotary), range(start, self.depth), self.scan_layers)
         tokens = tokens[:, -grid[0] * grid[1] :]
         out = RotaryHead(self.patch_size**2 * channels, self.dtype, name="final_layer")(tokens, c)
         return unpatchify(out, self.patch_size, grid)

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxdrl.backbones.attention import Heads, attend
+
 xavier = nn.initializers.xavier_uniform()
 small_normal = nn.initializers.normal(0.02)
-Heads = Float[Array, "batch heads tokens head"]
 
 
 def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
@@ -34,18 +35,19 @@ def sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
     return np.concatenate([encode(columns), encode(rows)], axis=1).astype(np.float32)
 
 
-def timestep_embedding(t: Float[Array, " batch"], dim: int) -> Float[Array, "batch dim"]:
-    """SiT's time features, [cos, sin] of t exp(-ln(1e4) i / (dim / 2)), of the raw t in [0, 1].
+def timestep_embedding(t: Float[Array, " batch"], dim: int, shift: float = 0.0) -> Float[Array, "batch dim"]:
+    """SiT's time features, [cos, sin] of t exp(-ln(1e4) i / (dim / 2 - shift)), of the raw t in [0, 1].
 
     Args:
         t: Times.
         dim: Even.
+        shift: 0; diffusers has 1.
 
     Returns:
         float32 features.
     """
     half = dim // 2
-    frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - shift))
     angle = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
@@ -112,25 +114,6 @@ def layer_norm(x: Float[Array, "..."], eps: float = 1e-6) -> Float[Array, "..."]
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
-def attend(q: Heads, k: Heads, v: Heads, dtype: Any) -> Float[Array, "batch tokens width"]:
-    """softmax(q k^T / sqrt(head)) v with float32 logits, heads joined again.
-
-    In (batch, head, token, channel) order, which XLA's CPU backend runs fastest.
-
-    Args:
-        q: Queries.
-        k: Keys.
-        v: Values.
-        dtype: Of the second product.
-
-    Returns:
-        Tokens.
-    """
-    logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
-    out = jnp.einsum("bhij,bhjd->bhid", jax.nn.softmax(logits, axis=-1).astype(dtype), v)
-    return out.transpose(0, 2, 1, 3).reshape(out.shape[0], out.shape[2], -1)
-
-
 def fused_heads(x: Float[Array, "batch tokens width"], num_heads: int, dtype: Any) -> tuple[Heads, Heads, Heads]:
     """q, k and v by one linear layer "qkv" of the module that calls this.
 
@@ -168,10 +151,14 @@ class Attention(nn.Module):
     Attributes:
         num_heads: Divides the width.
         dtype: Of the matmuls.
+        qk_norm: Whether q and k pass a LayerNorm of their own (scale and bias over a head's channels, eps 1e-5).
+        attention: One of `attention.IMPLEMENTATIONS`.
     """
 
     num_heads: int
     dtype: Any = jnp.float32
+    qk_norm: bool = False
+    attention: str = "einsum"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
@@ -183,7 +170,11 @@ class Attention(nn.Module):
         Returns:
             Tokens.
         """
-        return dense(x.shape[-1], self.dtype, "proj")(attend(*fused_heads(x, self.num_heads, self.dtype), self.dtype))
+        q, k, v = fused_heads(x, self.num_heads, self.dtype)
+        if self.qk_norm:
+            norm = lambda name: nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, param_dtype=jnp.float32, name=name)  # noqa: E731
+            q, k = norm("q_norm")(q).astype(self.dtype), norm("k_norm")(k).astype(self.dtype)
+        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
 
 
 class Mlp(nn.Module):

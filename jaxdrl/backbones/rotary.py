@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jaxdrl.backbones.layers import attend, dense, fused_heads
+from jaxdrl.backbones.attention import attend
+from jaxdrl.backbones.layers import dense, fused_heads
 
 # cos or sin; NumPy's until a rematerialised block turns it into an argument.
 Table = Float[Array, "tokens head"] | Float[np.ndarray, "tokens head"]
@@ -109,11 +110,13 @@ class RotaryAttention(nn.Module):
         num_heads: Divides the width.
         qk_norm: Whether q and k pass an RMSNorm of their own, as in JiT.
         dtype: Of the matmuls.
+        attention: One of `attention.IMPLEMENTATIONS`.
     """
 
     num_heads: int
     qk_norm: bool = False
     dtype: Any = jnp.float32
+    attention: str = "einsum"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"], rotary: tuple[Table, Table]) -> Float[Array, "batch tokens width"]:
@@ -130,7 +133,7 @@ class RotaryAttention(nn.Module):
         if self.qk_norm:
             q, k = RMSNorm(name="q_norm")(q).astype(self.dtype), RMSNorm(name="k_norm")(k).astype(self.dtype)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype))
+        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
 
 
 class RotaryBlock(nn.Module):
@@ -141,12 +144,14 @@ class RotaryBlock(nn.Module):
         hidden: Of the SwiGLU.
         qk_norm: See `RotaryAttention`.
         dtype: Of the matmuls.
+        attention: See `RotaryAttention`.
     """
 
     num_heads: int
     hidden: int
     qk_norm: bool = False
     dtype: Any = jnp.float32
+    attention: str = "einsum"
 
     @nn.compact
     def __call__(
@@ -169,7 +174,8 @@ class RotaryBlock(nn.Module):
         modulation = dense(6 * width, self.dtype, "adaLN_modulation", nn.initializers.zeros)(jax.nn.silu(c))
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = jnp.split(modulation, 6, axis=-1)
         h = RMSNorm(name="norm1")(x) * (1 + scale_a) + shift_a
-        x = x + gate_a * RotaryAttention(self.num_heads, self.qk_norm, self.dtype, name="attn")(h, rotary)
+        attention = RotaryAttention(self.num_heads, self.qk_norm, self.dtype, self.attention, name="attn")
+        x = x + gate_a * attention(h, rotary)
         h = RMSNorm(name="norm2")(x) * (1 + scale_m) + shift_m
         return x + gate_m * SwiGLU(self.hidden, self.dtype, name="mlp")(h)
 

@@ -13,6 +13,7 @@ from jaxtyping import PyTree
 
 from jaxdrl import backbones, tokenizers
 from jaxdrl.backbones import Backbone
+from jaxdrl.backbones.stack import members
 from jaxdrl.encoders.dinov2 import resample_positions
 from jaxdrl.errors import UserError
 from jaxdrl.tokenizers.rae import Rae
@@ -31,17 +32,20 @@ def from_torch(
     *,
     weights: str = "ema",
     place: Callable[[np.ndarray], Any] = lambda leaf: leaf,
+    **overrides: Any,
 ) -> PyTree:
     """Converts a state dict.
 
     Wrappers of the authors' training scripts are taken off ({"ema", "model", ...}, "net." and "module." prefixes), REPA's old
-    block names are renamed, q, k, v apart are joined, and SiT's `learn_sigma` is read from the last layer.
+    block names are renamed, q, k, v apart are joined, and what `model_for` infers is inferred.
 
     Args:
         model: A published name, "sd-vae", or a backbone or autoencoder of any size.
-        state: The file's content: names -> arrays, or a checkpoint that contains such mappings.
+        state: The file's content: names -> arrays (NumPy's, torch's, or read when asked for), or a checkpoint that contains
+            such mappings.
         weights: Which mapping of a checkpoint: "ema" (also JiT's model_ema1) or "raw".
         place: Called with each converted tensor before the next one is read, for example to put it on a mesh.
+        **overrides: Fields of a model that is given by name, as for `backbones.create`.
 
     Returns:
         Parameters for `model_for(model, state)`: float32 NumPy arrays, or what `place` made of them.
@@ -50,23 +54,30 @@ def from_torch(
         UserError: Listing every missing, unexpected and misshapen tensor; or if `weights` is not in the checkpoint.
     """
     state = unwrap(state, weights)
-    backbone = model_for(model, state)
-    table = layout(backbone, style_of(state))
+    backbone = model_for(model, state, **overrides)
+    plain = _unrolled(backbone)
+    table = layout(plain, style_of(state))
     state = _renamed(state, backbone)
-    shapes = {name: leaf.shape for name, leaf in _named(jax.eval_shape(backbone.init, jax.random.key(0))).items()}
-    problems = _differences(table, state, shapes)
+    problems = _differences(table, state, _shapes(plain))
     if problems:
         raise UserError(f"the weights do not fit {name_of(backbone)}: " + "; ".join(problems))
-    return _nested({entry.path: place(_ours(entry, state)) for entry in table.entries})
+    entries = {entry.path: entry for entry in table.entries}
+
+    def value(path: str) -> Any:
+        parts = [_ours(entries[member], state) for member in members(path)]
+        return place(parts[0] if members(path) == [path] else np.stack(parts))
+
+    return _nested({path: value(path) for path in _shapes(backbone)})
 
 
-def to_torch(model: str | Model, params: PyTree, *, style: str = "original") -> dict[str, np.ndarray]:
+def to_torch(model: str | Model, params: PyTree, *, style: str = "original", **overrides: Any) -> dict[str, np.ndarray]:
     """Converts parameters to the state dict that the authors' code loads with `strict=True`.
 
     Args:
         model: A published name, "sd-vae", or a backbone or autoencoder of any size.
         params: Its parameters.
         style: "original", or "diffusers" for DiT.
+        **overrides: Fields of a model that is given by name, as for `backbones.create`.
 
     Returns:
         names -> float32 arrays, fixed tables included.
@@ -74,9 +85,12 @@ def to_torch(model: str | Model, params: PyTree, *, style: str = "original") -> 
     Raises:
         UserError: If the parameters are not those of the model.
     """
-    backbone = model_for(model, params)
-    table = layout(backbone, style)
-    named = files.named_leaves(files.match(jax.eval_shape(backbone.init, jax.random.key(0)), params, "the parameters"))
+    backbone = model_for(model, params, **overrides)
+    table = layout(_unrolled(backbone), style)
+    stored = files.named_leaves(files.match(jax.eval_shape(backbone.init, jax.random.key(0)), params, "the parameters"))
+    named: dict[str, np.ndarray] = {}
+    for path, leaf in stored.items():
+        named |= {path: leaf} if members(path) == [path] else dict(zip(members(path), leaf, strict=True))
     state: dict[str, np.ndarray] = {}
     for entry in table.entries:
         value = np.ascontiguousarray(TO_THEIRS[entry.kind](named[entry.path], entry.patch))
@@ -85,33 +99,60 @@ def to_torch(model: str | Model, params: PyTree, *, style: str = "original") -> 
     return state | {key: np.ascontiguousarray(value) for key, value in table.fixed.items()}
 
 
-def model_for(model: str | Model, weights: Mapping[str, Any]) -> Model:
+def model_for(model: str | Model, weights: Mapping[str, Any], **overrides: Any) -> Model:
     """The model that a set of weights belongs to.
+
+    What published files of one name differ in is read from the weights: SiT's second half of output channels (`learn_sigma`), the
+    number of classes, and the resolution, from the number of rows in the position table (square).
 
     Args:
         model: A published name, "sd-vae", or a model, which is returned as it is.
-        weights: A state dict or a parameter tree: published SiT weights have, or have not, a second half of output channels.
+        weights: A state dict or a parameter tree.
+        **overrides: Fields of a model that is given by name; they win over what is inferred.
 
     Returns:
         A backbone or an autoencoder.
 
     Raises:
-        UserError: If the name is unknown.
+        UserError: If the name or a field is unknown, or the fields do not fit each other.
     """
     if not isinstance(model, str):
         return model
-    if model in tokenizers.PUBLISHED:
-        return tokenizers.PUBLISHED[model]()
-    if model not in backbones.PUBLISHED:
-        raise UserError(
-            f"--model: {model!r} is unknown; choose one of {', '.join(tokenizers.PUBLISHED)}, {', '.join(backbones.PUBLISHED)}"
-        )
-    family, fields = backbones.PUBLISHED[model]
-    if family != "SiT":
-        return backbones.create(model)
-    head = weights.get("final_linear", {}).get("bias", weights.get("final_layer.linear.bias"))
-    channels = fields["sample_shape"][-1] * fields["patch_size"] ** 2
-    return backbones.create(model, learn_sigma=head is None or len(head) != channels)
+    try:
+        if model in tokenizers.PUBLISHED:
+            return tokenizers.PUBLISHED[model](**overrides)
+        if model in backbones.PUBLISHED:
+            return backbones.create(model, **_inferred(model, weights) | overrides)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{model}: {error}") from error
+    raise UserError(
+        f"--model: {model!r} is unknown; choose one of {', '.join(tokenizers.PUBLISHED)}, {', '.join(backbones.PUBLISHED)}"
+    )
+
+
+def _inferred(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a published network that its weights tell."""
+    family, fields = backbones.PUBLISHED[name]
+    height, _, channels = fields["sample_shape"]
+    found: dict[str, Any] = {}
+    labels = weights.get("y_embedder", weights.get("y_embedder.embedding_table.weight"))
+    if hasattr(labels, "shape"):
+        found["num_classes"] = int(labels.shape[0]) - 1
+    places = weights.get("pos_embed")
+    side = round(int(places.shape[1]) ** 0.5) * fields["patch_size"] if hasattr(places, "shape") else height
+    if side != height:
+        found["sample_shape"] = (side, side, channels)
+    if family == "SiT":
+        head = weights.get("final_linear", {}).get("bias", weights.get("final_layer.linear.bias"))
+        found["learn_sigma"] = head is None or int(head.shape[0]) != channels * fields["patch_size"] ** 2
+    return found
+
+
+def _unrolled(model: Model) -> Model:
+    """The model whose blocks are not scanned: files have them one by one."""
+    if not isinstance(model, Backbone) or not dict(model.fields).get("scan_layers"):
+        return model
+    return backbones.create(model.name, **dict(model.fields) | {"scan_layers": False})
 
 
 def name_of(model: Model) -> str:
@@ -215,13 +256,20 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
 
 def _positions(value: Any, grid: tuple[int, int]) -> np.ndarray:
     """The encoder's position table for the tokenizer's grid."""
-    return resample_positions(np.asarray(value, np.float32)[0], grid)[None]
+    return resample_positions(_array(value)[0], grid)[None]
 
 
 def _flat_attention(name: str, value: Any) -> Any:
     """The oldest autoencoders keep the attention's linear layers as 1 x 1 convolutions."""
-    flat = ".attentions.0.to_" in name and name.endswith("weight") and value.ndim == 4
-    return value[:, :, 0, 0] if flat else value
+    flat = ".attentions.0.to_" in name and name.endswith("weight") and len(value.shape) == 4
+    return _array(value)[:, :, 0, 0] if flat else value
+
+
+def _array(value: Any) -> np.ndarray:
+    """float32 on the host, whatever it came as: NumPy's, torch's (bfloat16 too), or read from a file now."""
+    if hasattr(value, "detach"):
+        value = value.detach().float().cpu()
+    return np.asarray(value, np.float32)
 
 
 def _differences(table: Layout, state: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
@@ -239,11 +287,11 @@ def _differences(table: Layout, state: Mapping[str, Any], shapes: Mapping[str, t
         found = {key: tuple(state[key].shape) for key in entry.keys}
         misshapen += [f"{key} (is {shape}, must be {expected})" for key, shape in found.items() if shape != expected]
         if not entry.split and len(entry.keys) > 1 and not misshapen:
-            first = np.asarray(state[entry.keys[0]])
-            misshapen += [f"{key} (differs from its copy)" for key in entry.keys if not np.array_equal(first, state[key])]
+            first = _array(state[entry.keys[0]])
+            misshapen += [f"{key} (differs from its copy)" for key in entry.keys if not np.array_equal(first, _array(state[key]))]
     for key, value in table.fixed.items():
         if key in state:
-            found = np.asarray(state[key], np.float32)
+            found = _array(state[key])
             if found.shape != value.shape or np.abs(found - value).max() > _FIXED_TOLERANCE:
                 misshapen.append(f"{key} (is not the table that follows from the sizes)")
     named = (("missing", missing), ("unexpected", unexpected), ("wrong", misshapen))
@@ -251,14 +299,15 @@ def _differences(table: Layout, state: Mapping[str, Any], shapes: Mapping[str, t
 
 
 def _ours(entry: Entry, state: Mapping[str, Any]) -> np.ndarray:
-    parts = [np.asarray(state[key], np.float32) for key in entry.keys]
+    keys = entry.keys if entry.split else entry.keys[:1]  # copies were compared before
+    parts = [_array(state[key]) for key in keys]
     value = np.concatenate(parts) if entry.split else parts[0]
     return np.ascontiguousarray(TO_OURS[entry.kind](value, entry.patch))
 
 
-def _named(template: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
-    leaves, _ = jax.tree_util.tree_flatten_with_path(template)
-    return {"/".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+def _shapes(model: Model) -> dict[str, tuple[int, ...]]:
+    leaves, _ = jax.tree_util.tree_flatten_with_path(jax.eval_shape(model.init, jax.random.key(0)))
+    return {"/".join(str(key.key) for key in path): leaf.shape for path, leaf in leaves}
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A leaf's name is its key path joined with "/". Typed PRNG keys are not stored; c
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -124,11 +124,20 @@ def write_atomically(path: Path, content: bytes) -> None:
         path: Target; its folder is made.
         content: The bytes.
     """
+    make_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def make_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """As `write_atomically`, for content that somebody else writes.
+
+    Args:
+        path: Target; its folder is made.
+        write: Called with a path beside the target.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
+    write(temporary)
+    with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
 

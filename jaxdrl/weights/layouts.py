@@ -80,8 +80,6 @@ def layout(backbone: Backbone | SdVae | Rae, style: str = "original") -> Layout:
     if isinstance(backbone, Rae):
         return _rae(backbone)
     fields = dict(backbone.fields)
-    if fields.get("scan_layers"):
-        raise ValueError("scanned blocks are not in any file; convert with scan_layers=False and stack the blocks")
     if style == "diffusers" and backbone.family == "DiT":
         return _diffusers(fields)
     if style != "original":
@@ -126,6 +124,8 @@ def _transformer(fields: Mapping[str, Any]) -> Layout:
     for i in range(fields["depth"]):
         for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
             entries += _linear(f"blocks.{i}.{part}", f"blocks_{i}/{part.replace('.', '/')}")
+        for part in ("q_norm", "k_norm") if fields.get("qk_norm") else ():
+            entries += _norm(f"blocks.{i}.attn.{part}", f"blocks_{i}/attn/{part}")
         entries += _linear(f"blocks.{i}.adaLN_modulation.1", f"blocks_{i}/adaLN_modulation")
         if fields.get("spectral", "none") == "static":
             entries.append(Entry(key=f"blocks.{i}.freq_gate", path=f"blocks_{i}/freq_gate/logits"))

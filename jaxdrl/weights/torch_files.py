@@ -9,13 +9,39 @@ import safetensors
 import safetensors.numpy
 
 from jaxdrl.errors import UserError
-from jaxdrl.weights.files import write_atomically
+from jaxdrl.weights.files import make_atomically
 
 SUFFIXES = (".safetensors", ".pt", ".pth")
 
 
-class Safetensors(Mapping[str, np.ndarray]):
-    """A safetensors file as a mapping that reads a tensor when it is asked for."""
+class LazyTensor:
+    """A tensor of a safetensors file that is read when it becomes an array.
+
+    Attributes:
+        shape: Of the tensor.
+    """
+
+    def __init__(self, file: Any, name: str) -> None:
+        """Reads the shape alone.
+
+        Args:
+            file: An open file.
+            name: Of the tensor.
+        """
+        self._file, self._name = file, name
+        self.shape: tuple[int, ...] = tuple(file.get_slice(name).get_shape())
+
+    def __len__(self) -> int:
+        """Length of the first axis."""
+        return self.shape[0]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Reads the tensor."""
+        return np.array(self._file.get_tensor(self._name), dtype=dtype, copy=copy)
+
+
+class Safetensors(Mapping[str, LazyTensor]):
+    """A safetensors file as a mapping that knows shapes, and reads a tensor when it becomes an array."""
 
     def __init__(self, path: Path) -> None:
         """Opens the file.
@@ -24,21 +50,19 @@ class Safetensors(Mapping[str, np.ndarray]):
             path: The file.
         """
         self._file = safetensors.safe_open(path, framework="numpy")
-        self._names = list(self._file.keys())
+        self._tensors = {name: LazyTensor(self._file, name) for name in self._file.keys()}  # noqa: SIM118
 
-    def __getitem__(self, name: str) -> np.ndarray:
-        """Reads a tensor."""
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
+    def __getitem__(self, name: str) -> LazyTensor:
+        """The tensor, not read yet."""
+        return self._tensors[name]
 
     def __iter__(self) -> Iterator[str]:
         """Goes through the names."""
-        return iter(self._names)
+        return iter(self._tensors)
 
     def __len__(self) -> int:
         """How many tensors."""
-        return len(self._names)
+        return len(self._tensors)
 
 
 def read(path: Path) -> Mapping[str, Any]:
@@ -78,13 +102,12 @@ def write(path: Path, state: Mapping[str, np.ndarray]) -> None:
     if path.suffix not in SUFFIXES:
         raise UserError(f"--to: {path} must end in {', '.join(SUFFIXES)}")
     if path.suffix == ".safetensors":
-        write_atomically(path, safetensors.numpy.save(dict(state), metadata={"format": "pt"}))
+        tensors, metadata = dict(state), {"format": "pt"}
+        make_atomically(path, lambda place: safetensors.numpy.save_file(tensors, place, metadata=metadata))
         return
-    import io
-
-    torch, buffer = _torch(path), io.BytesIO()
-    torch.save({name: torch.from_numpy(np.array(value)) for name, value in state.items()}, buffer)
-    write_atomically(path, buffer.getvalue())
+    torch = _torch(path)
+    content = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    make_atomically(path, lambda place: torch.save(content, place))
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:

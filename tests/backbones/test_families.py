@@ -7,26 +7,28 @@ import pytest
 import scipy.ndimage
 
 from jaxdrl import backbones
-from jaxdrl.backbones import dit, rotary, spectral
+from jaxdrl.backbones import attention, dit, rotary, spectral
+from jaxdrl.weights import from_torch, to_torch
 
 LATENT = {"sample_shape": (8, 12, 3), "num_classes": 5, "patch_size": 2, "width": 32, "depth": 2, "num_heads": 4}
-# Millions of parameters as the authors' own modules have them, and entries of fixed tables in their files.
+# Millions of parameters as the authors' own modules have them.
 COUNTS = {
-    "DiT-XL/2": (675.13, 256 * 1152),
-    "REPA-SiT-XL/2": (683.24, 256 * 1152),
-    "JiT-B/16": (131.3, 256 * 768),
-    "JiT-L/16": (459.1, 256 * 1024),
-    "JiT-H/16": (952.8, 256 * 1280),
-    "DiTDH-S": (196.5, 256 * 384),
-    "DiTDH-XL": (838.7, 256 * 1152),
+    "SiT-S/2": 32.96,
+    "SiT-L/2": 458.10,
+    "DiT-XL/2": 675.13,
+    "REPA-SiT-XL/2": 683.24,
+    "JiT-B/16": 131.3,
+    "JiT-L/16": 459.1,
+    "JiT-H/16": 952.8,
+    "DiTDH-S": 196.5,
+    "DiTDH-XL": 838.7,
 }
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_published_parameter_counts(name):
-    millions, fixed = COUNTS[name]
-    digits = len(str(millions).split(".")[1])
-    assert round((backbones.create(name).num_params + fixed) / 1e6, digits) == millions
+    digits = len(str(COUNTS[name]).split(".")[1])
+    assert round(backbones.create(name).num_params / 1e6, digits) == COUNTS[name]
 
 
 def _random(tree, seed=0, scale=0.2):
@@ -124,24 +126,95 @@ def test_rotary_attention_sees_relative_places_only():
     np.testing.assert_array_equal(turn(q, 1), q)
 
 
-@pytest.mark.parametrize("family", ["JiT", "DiTDH"])
-def test_remat_and_bfloat16_of_the_rotary_families(family):
-    extra = {"context_length": 3, "context_start": 1} if family == "JiT" else {"head_width": 48, "head_num_heads": 4}
-    make = lambda **options: backbones.create(family, **LATENT, **extra, **options)  # noqa: E731
-    params = _random(make().init(jax.random.key(0)), scale=0.1)
+EXTRA = {
+    "SiT": {},
+    "DiT": {},
+    "REPA": {"projector_dims": (6,), "projector_depth": 1},
+    "JiT": {"context_length": 3, "context_start": 1},
+    "DiTDH": {"head_width": 48, "head_num_heads": 4},
+}
+
+
+def _make(family, **options):
+    return backbones.create(family, **LATENT, **EXTRA[family], **options)
+
+
+def _gradient(network, params, *, of_params=False):
     x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
-    gradient = lambda network: jax.grad(lambda x: (network.velocity(params, x, t, y) ** 2).sum())  # noqa: E731
-    np.testing.assert_allclose(gradient(make())(x), gradient(make(remat="full"))(x), rtol=1e-4, atol=1e-4)
-    assert "remat" in str(jax.make_jaxpr(gradient(make(remat="full")))(x))
-    exact, half = make().velocity(params, x, t, y), make(dtype="bfloat16").velocity(params, x, t, y)
+    loss = lambda params, x: (network.velocity(params, x, t, y) ** 2).sum()  # noqa: E731
+    return jax.jit(jax.grad(loss, argnums=0 if of_params else 1))(params, x)
+
+
+@pytest.mark.parametrize("family", ["JiT", "DiTDH"])
+def test_bfloat16_of_the_rotary_families(family):
+    params = _random(_make(family).init(jax.random.key(0)), scale=0.1)
+    x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
+    exact, half = _make(family).velocity(params, x, t, y), _make(family, dtype="bfloat16").velocity(params, x, t, y)
     assert half.dtype == jnp.float32 and 0 < float(jnp.abs(half - exact).max()) < 0.1 * float(jnp.abs(exact).max())
+
+
+@pytest.mark.parametrize("family", EXTRA)
+def test_scan_remat_and_attention_change_no_number(family):
+    """Scanned blocks hold the same weights stacked; policies and implementations give the same gradients."""
+    plain = _make(family)
+    params = _random(plain.init(jax.random.key(0)), scale=0.1)
+    expected = _gradient(plain, params, of_params=True)
+    variants = [{"scan_layers": True, "remat": "full"}, {"attention": "xla"}]
+    if family == "SiT":
+        variants += [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots"}]
+    for options in variants:
+        network = _make(family, **options)
+        given = from_torch(network, to_torch(plain, params))
+        assert jax.tree.structure(given) == jax.tree.structure(network.init(jax.random.key(0)))
+        found = _gradient(network, jax.tree.map(jnp.asarray, given), of_params=True)
+        one, two = to_torch(plain, expected), to_torch(network, found)
+        for key, value in one.items():
+            np.testing.assert_allclose(
+                two[key], value, rtol=1e-3, atol=1e-4 * np.abs(value).max() + 1e-7, err_msg=f"{key} {options}"
+            )
+
+
+def test_policies_recompute_what_they_say():
+    """Products with weights are computed again under "full", kept under "dots"."""
+    params = _random(_make("SiT").init(jax.random.key(0)))
+    counts = {}
+    for policy in ("none", "dots", "full"):
+        network = _make("SiT", remat=policy)
+        loss = lambda params, network=network: (  # noqa: E731
+            network.velocity(params, jnp.ones((1, 8, 12, 3)), jnp.ones(1), jnp.ones(1, jnp.int32)) ** 2
+        ).sum()
+        counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
+    assert counts["none"] < counts["dots"] < counts["full"]
+
+
+def test_attention_by_name():
+    assert attention.choose("auto", jnp.bfloat16, "gpu") == "cudnn"
+    assert attention.choose("auto", jnp.float32, "gpu") == attention.choose("auto", jnp.bfloat16, "tpu") == "einsum"
+    with pytest.raises(ValueError, match="needs an NVIDIA GPU and dtype='bfloat16', here are cpu and float32"):
+        _gradient(_make("SiT", attention="cudnn"), _make("SiT").init(jax.random.key(0)))
+
+
+def test_qk_norm_is_a_layer_norm_of_each_head():
+    """With q and k of one head normalised, their scale no longer matters."""
+    network = _make("REPA", qk_norm=True)
+    params = _random(network.init(jax.random.key(0)))
+    assert params["blocks_0"]["attn"]["q_norm"]["scale"].shape == (8,)
+    louder = jax.tree.map(lambda leaf: leaf, params)
+    kernel, bias = louder["blocks_0"]["attn"]["qkv"]["kernel"], louder["blocks_0"]["attn"]["qkv"]["bias"]
+    louder["blocks_0"]["attn"]["qkv"] = {"kernel": kernel.at[:, :64].multiply(100.0), "bias": bias.at[:64].multiply(100.0)}
+    params["blocks_0"]["attn"]["qkv"] = {"kernel": kernel.at[:, :64].multiply(50.0), "bias": bias.at[:64].multiply(50.0)}
+    x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
+    np.testing.assert_allclose(network.velocity(params, x, t, y), network.velocity(louder, x, t, y), atol=1e-3)
+    assert {"blocks.0.attn.q_norm.weight", "blocks.1.attn.k_norm.bias"} < to_torch(network, params).keys()
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"spectral": "fourier"}, "spectral must be"),
-        ({"projector_dims": (4,), "scan_layers": True}, "exclude each other"),
+        ({"remat": "half"}, "remat must be one of none, full, dots, offload"),
+        ({"attention": "flash"}, "attention must be one of auto, einsum, xla, cudnn"),
+        ({"numerics": "timm"}, "numerics must be"),
         ({"projector_dims": (4,), "projector_depth": 3}, "more than the depth"),
     ],
 )

@@ -13,7 +13,7 @@ SIZES = {"sample_shape": (4, 6, 2), "num_classes": 3, "patch_size": 2, "width": 
 def _stacked(params):
     blocks = [params[f"blocks_{index}"] for index in range(SIZES["depth"])]
     rest = {name: value for name, value in params.items() if not name.startswith("blocks_")}
-    return rest | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    return rest | {"blocks_0_3": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -39,7 +39,7 @@ def test_initialisation_is_the_published_one(scan_layers):
     """Xavier uniform with the fans of one block, N(0, 0.02) for time and label, zeros for what gates and what leaves."""
     network = backbones.create("SiT", **SIZES, scan_layers=scan_layers)
     params = network.init(jax.random.key(0))
-    blocks = params["blocks"] if scan_layers else _stacked(params)["blocks"]
+    blocks = params["blocks_0_3"] if scan_layers else _stacked(params)["blocks_0_3"]
     for kernel, fans in (
         (params["x_embedder"]["kernel"], 8 + 32),
         *((kernel, 32 + 96) for kernel in blocks["attn"]["qkv"]["kernel"]),

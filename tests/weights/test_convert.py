@@ -9,7 +9,8 @@ import pytest
 
 from jaxdrl import backbones
 from jaxdrl.errors import UserError
-from jaxdrl.weights import from_torch, to_torch
+from jaxdrl.weights import from_torch, to_torch, torch_files
+from jaxdrl.weights.convert import model_for
 from tests.golden import cases
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "official.npz")
@@ -147,6 +148,45 @@ def test_diffusers_layout_of_dit():
         to_torch(_backbone("sit"), from_torch(_backbone("sit"), _state("sit")), style="diffusers")
 
 
-def test_scanned_blocks_have_no_file():
-    with pytest.raises(ValueError, match="scan"):
-        to_torch(_backbone("sit", scan_layers=True), {})
+def test_resolution_and_classes_are_read_from_the_weights():
+    """Published 512-pixel files have longer position tables under the same name."""
+    network = backbones.create("SiT-S/8", sample_shape=(64, 64, 4), num_classes=7, depth=2, learn_sigma=False)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + 0.5, network.init(jax.random.key(0)))
+    state = to_torch(network, params)
+    found = model_for("SiT-S/8", state, depth=2)
+    assert found.sample_shape == (64, 64, 4) and found.num_classes == 7 and dict(found.fields)["learn_sigma"] is False
+    jax.tree.map(np.testing.assert_array_equal, from_torch("SiT-S/8", state, depth=2), params)
+    back = to_torch("SiT-S/8", params, depth=2, sample_shape=(64, 64, 4))
+    assert back.keys() == state.keys()
+    with pytest.raises(UserError, match="SiT-S/8: .*unknown fields"):
+        from_torch("SiT-S/8", state, dept=2)
+
+
+def test_torchs_own_tensors_in_any_precision():
+    torch = pytest.importorskip("torch")
+    state = {key: torch.nn.Parameter(torch.from_numpy(value.copy())) for key, value in _state("sit").items()}
+    expected = from_torch(_backbone("sit"), _state("sit"))
+    jax.tree.map(np.testing.assert_array_equal, from_torch(_backbone("sit"), state), expected)
+    half = from_torch(_backbone("sit"), {key: value.bfloat16() for key, value in state.items() if key != "pos_embed"})
+    jax.tree.map(lambda one, two: np.testing.assert_allclose(one, two, rtol=1e-2), half, expected)
+
+
+def test_tensors_are_read_once_and_only_when_they_are_converted(tmp_path):
+    reads = []
+
+    class Counted(torch_files.LazyTensor):
+        def __array__(self, dtype=None, copy=None):
+            reads.append(self._name)
+            return super().__array__(dtype, copy)
+
+    path = tmp_path / "sit.safetensors"
+    torch_files.write(path, _state("sit"))
+    file = torch_files.read(path)
+    lazy = {name: Counted(file._file, name) for name in file}
+    del lazy["blocks.2.mlp.fc2.bias"]
+    with pytest.raises(UserError, match="missing: blocks.2.mlp.fc2.bias"):
+        from_torch(_backbone("sit"), lazy)
+    assert set(reads) <= {"pos_embed"}  # which is compared
+    reads.clear()
+    from_torch(_backbone("sit"), {name: Counted(file._file, name) for name in file})
+    assert sorted(reads) == sorted(file)

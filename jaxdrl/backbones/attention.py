@@ -1,0 +1,67 @@
+"""softmax(q k^T / sqrt(head)) v, by the name of who computes it.
+
+"einsum" is two products with a float32 softmax between, in (batch, head, token, channel) order, which XLA runs fastest on CPU and
+which has derivatives of every order. "xla" is `jax.nn.dot_product_attention`, whose softmax XLA may fuse. "cudnn" is NVIDIA's flash
+attention behind the same function: bfloat16 on a GPU, first derivatives only. "auto" takes cudnn where it can run, einsum elsewhere.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
+Heads = Float[Array, "batch heads tokens head"]
+
+
+def attend(q: Heads, k: Heads, v: Heads, dtype: Any, implementation: str = "einsum") -> Float[Array, "batch tokens width"]:
+    """Attends, and joins the heads again.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        dtype: Of the second product.
+        implementation: One of `IMPLEMENTATIONS`.
+
+    Returns:
+        Tokens.
+
+    Raises:
+        ValueError: If the implementation is unknown or cannot run here.
+    """
+    chosen = choose(implementation, dtype, jax.default_backend())
+    if chosen == "einsum":
+        logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+        out = jnp.einsum("bhij,bhjd->bhid", jax.nn.softmax(logits, axis=-1).astype(dtype), v).transpose(0, 2, 1, 3)
+    else:
+        q, k, v = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
+        out = jax.nn.dot_product_attention(q, k, v, implementation=chosen)
+    return out.reshape(*out.shape[:2], -1)
+
+
+def choose(implementation: str, dtype: Any, backend: str) -> str:
+    """Which implementation a name stands for.
+
+    Args:
+        implementation: One of `IMPLEMENTATIONS`.
+        dtype: Of the matmuls.
+        backend: "cpu", "gpu" or "tpu".
+
+    Returns:
+        "einsum", "xla" or "cudnn".
+
+    Raises:
+        ValueError: If the name is unknown, or cudnn is asked for where it cannot run.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
+    flash = backend == "gpu" and dtype == jnp.bfloat16
+    if implementation == "auto":
+        return "cudnn" if flash else "einsum"
+    if implementation == "cudnn" and not flash:
+        raise ValueError(
+            f"attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16', here are {backend} and {jnp.dtype(dtype).name}; use auto"
+        )
+    return implementation

@@ -1,0 +1,76 @@
+"""A tower of equal blocks: unrolled or scanned, kept or computed again in the backward pass.
+
+Unrolled, block i has its weights under "blocks_i". Scanned, blocks first .. last - 1 are one compiled block that runs again and again,
+its weights stacked under "blocks_FIRST_LAST" (leading axis: the block): programs stay small, and the gradient of SiT-XL/2 compiles in
+seconds. XLA's cost analysis counts a scanned block once, so operations are counted unrolled.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+# What the forward pass keeps for the backward pass: everything; nothing within a block; results of products with weights; those
+# results, in the host's memory.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+}
+
+
+def rematerialised(block: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
+    """A block whose backward pass follows a policy.
+
+    Args:
+        block: A module.
+        policy: A name in `REMAT`.
+        scan: Whether the block is scanned, where XLA needs no barrier against undoing the policy.
+
+    Returns:
+        The module's class, the same for "none".
+    """
+    return block if policy == "none" else nn.remat(block, policy=REMAT[policy], prevent_cse=not scan)
+
+
+def run_blocks(make: Callable[..., nn.Module], tokens: Any, conditions: Sequence[Any], blocks: range, scan: bool) -> Any:
+    """Runs a stretch of a tower; call it inside a compact method.
+
+    Args:
+        make: name -> block; the block is called with (tokens, *conditions).
+        tokens: What goes from block to block.
+        conditions: What every block is given.
+        blocks: Numbers of the blocks.
+        scan: See above.
+
+    Returns:
+        Tokens.
+    """
+    if not scan or not len(blocks):
+        for index in blocks:
+            tokens = make(name=f"blocks_{index}")(tokens, *conditions)
+        return tokens
+    scanned = nn.scan(
+        lambda block, tokens, conditions: (block(tokens, *conditions), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
+        length=len(blocks),
+    )
+    return scanned(make(name=f"blocks_{blocks.start}_{blocks.stop}"), tokens, tuple(conditions))[0]
+
+
+def members(path: str) -> list[str]:
+    """The unrolled names of a leaf.
+
+    Args:
+        path: Of a leaf in the parameter tree, keys joined with "/".
+
+    Returns:
+        "blocks_3_5/x" -> ["blocks_3/x", "blocks_4/x"]; any other path alone.
+    """
+    match = re.match(r"blocks_(\d+)_(\d+)/(.*)$", path)
+    return [f"blocks_{i}/{match[3]}" for i in range(int(match[1]), int(match[2]))] if match else [path]
