@@ -24,7 +24,9 @@ def default() -> Config:
     config.seed = 0
     config.data = _data()
     config.encoders = _encoders()
+    config.tokenizer = _tokenizer()
     config.backbone = _backbone()
+    config.sampler = _sampler()
     config.pretrain = _pretrain()
     config.discriminator = _discriminator()
     config.posttrain = _posttrain()
@@ -125,12 +127,15 @@ def _data() -> Config:
 def _encoder(name: str, objective: str) -> Config:
     return ml_collections.ConfigDict(
         {
-            "name": name,
+            "name": name,  # small-vit | small-convnet (trained here) | a published name such as dinov2-large
             "objective": objective,  # dino | simclr
             "width": 64,
             "depth": 3,
             "feature_dim": 64,
             "patch_size": 2,  # small-vit only
+            "weights": "",  # published encoders: the folder that `jaxdrl convert` made; "random": drawn, for tests
+            "dtype": "float32",  # published encoders: of the matmuls, float32 | bfloat16
+            "fields": {},  # published encoders: resolution, kernel, antialias, pooling ... of `encoders.create`
             "augmentation": 1.0,  # strength of the views' zoom, shift, contrast, brightness and noise
             "steps": 3000,
             "batch_size": 128,
@@ -143,10 +148,36 @@ def _encoders() -> Config:
     return ml_collections.ConfigDict({"reward": _encoder("small-vit", "dino"), "judge": _encoder("small-convnet", "simclr")})
 
 
+def _tokenizer() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "name": "pixels",  # pixels | sd-vae | rae-dinov2-base
+            "weights": "",  # the folder that `jaxdrl convert` made; "random": drawn, for tests
+            "dtype": "float32",  # of convolutions and matmuls, float32 | bfloat16
+            "posterior": "sample",  # what the generator trains on where the tokenizer has a law: sample | mean
+            "batch_size": 32,  # images encoded or decoded at a time, outside the train step
+            "fields": {},  # further fields of `tokenizers.create`
+        }
+    )
+
+
+def _sampler() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "method": "heun",  # heun | euler; the number of steps stands where samples are drawn
+            "time_shift": 1.0,  # RAE's: sqrt(latent dimension / 4096); 1: a uniform grid
+            "time_end": 1.0,  # last time before the shift; RAE's grid stops at 0.999
+            "guidance_channels": 0,  # guide the first so many channels (SiT, DiT: 3 of 4); 0: all
+        }
+    )
+
+
 def _backbone() -> Config:
     return ml_collections.ConfigDict(
         {
             "name": "SiT",  # SiT, JiT ... with the sizes below, or a published name such as SiT-XL/2, which has its own
+            "weights": "",  # start from these: the folder that `jaxdrl convert` made; "random": drawn, for tests; empty: pretrain
+            "fields": {},  # further fields of the network, such as {"qk_norm": True}; see `backbones.create`
             "patch_size": 2,
             "width": 32,
             "depth": 2,
@@ -154,7 +185,9 @@ def _backbone() -> Config:
             "mlp_ratio": 4.0,
             "frequency_dim": 64,  # of the time embedding
             "dtype": "float32",  # of the matmuls
-            "remat": "none",  # none | full
+            "remat": "none",  # what the backward pass computes again: none | full | dots | offload
+            "scan_layers": False,  # one compiled block for all: large networks compile in seconds
+            "attention": "auto",  # auto | einsum | xla | cudnn
             "spectral": "none",  # SpectralDiT's gate: none | timestep | timestep+label | static
             "gate_scale": 1.0,
         }
@@ -192,7 +225,8 @@ def _discriminator() -> Config:
             "buffer_epochs": 10,
             "validate_every": 50,  # steps
             "patience": 15,  # validations without improvement
-            "sampling_steps": 50,  # Heun steps of the fake images
+            "sampling_steps": 50,  # of the fake images
+            "reconstruct_real": True,  # real images pass the tokenizer too, so that its artefacts give nobody away
         }
     )
 
@@ -233,7 +267,9 @@ def _evaluate() -> Config:
         {
             "split": "test",  # against which real images: test | validation
             "num_samples": 4000,
-            "sampling_steps": 50,  # Heun
+            "sampling_steps": 50,
+            "max_real": 50000,  # real images of a split that are read, at most
+            "to_uint8": "round",  # how samples become bytes: round (JiT) | truncate (ADM, SiT, REPA, RAE)
             "batch_size": 1000,
             "tilt_pool": 4,  # base samples drawn for the ideal tilt, as a multiple of num_samples
             "guidance_scales": (1.25, 1.5, 2.0),

@@ -3,6 +3,7 @@
 import argparse
 import json
 import resource
+from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,6 +22,7 @@ CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--wei
 examples
   jaxdrl convert --model=SiT-XL/2 --from=SiT-XL-2-256x256.pt --to=models/sit-xl
   jaxdrl convert --model=sd-vae --from=diffusion_pytorch_model.safetensors --to=models/sd-vae
+  jaxdrl convert --model=rae-dinov2-base --from=dinov2.safetensors --from=decoder.pt --from=stat.pt --to=models/rae
 """
 EXPORT_HELP = """usage: jaxdrl export --from=DIR --to=FILE [--layout=original|diffusers] [--model=tuned|base|longer]
 
@@ -51,17 +53,17 @@ def convert(arguments: Sequence[str]) -> int:
     """
     parser = _Parser(prog="jaxdrl convert", add_help=False)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--from", dest="source", type=Path)
+    parser.add_argument("--from", dest="source", type=Path, action="append", default=[])
     parser.add_argument("--to", type=Path)
     parser.add_argument("--weights", default="ema")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options = parser.parse_args(arguments)
-    from jaxdrl import backbones, tokenizers
+    from jaxdrl import backbones, encoders, tokenizers
 
     if options.model == "list":
-        print("\n".join([*backbones.PUBLISHED, *tokenizers.PUBLISHED]))
+        print("\n".join([*backbones.PUBLISHED, *tokenizers.PUBLISHED, *encoders.PUBLISHED]))
         return 0
-    if options.source is None or options.to is None:
+    if not options.source or options.to is None:
         raise UserError("--from and --to are needed; see `jaxdrl convert --help`")
     import jax
 
@@ -69,7 +71,8 @@ def convert(arguments: Sequence[str]) -> int:
     from jaxdrl.weights import convert as converter
     from jaxdrl.weights import model_directory, torch_files
 
-    state, devices = converter.unwrap(torch_files.read(options.source), options.weights), mesh.create_mesh()
+    parts = [converter.unwrap(torch_files.read(source), options.weights) for source in options.source]
+    state, devices = ChainMap(*(dict(part) for part in parts)), mesh.create_mesh()
     model = converter.model_for(options.model, state, **dict(map(_field, options.set)))
     params = converter.from_torch(model, state, place=lambda leaf: mesh.place(leaf, devices))
     model_directory.save(options.to, model, params)
@@ -127,13 +130,13 @@ def _field(text: str) -> tuple[str, Any]:
 def _load(source: Path, which: str) -> tuple[Any, Any]:
     """The model of a folder from `jaxdrl convert`, or of a workdir."""
     from jaxdrl import stored_config
-    from jaxdrl.training import models
+    from jaxdrl.training import loading, models
     from jaxdrl.weights import model_directory
 
     if not (source / "config.json").is_file():
         return model_directory.load(source)
     config = stored_config.get_config(str(source))
-    return models.backbone(config), models.load_model(config, source, which)
+    return models.backbone(config), loading.load_model(config, source, which)
 
 
 def _peak_memory() -> float:

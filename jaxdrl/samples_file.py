@@ -4,13 +4,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxdrl import data
 from jaxdrl.evaluation import sampling
-from jaxdrl.training import models
+from jaxdrl.training import generation, loading
 from jaxdrl.training.workdir import disk_errors
 from jaxdrl.weights.files import write_atomically
 
@@ -41,17 +39,15 @@ def write(
     Raises:
         UserError: If the model is not there, or the disk is full.
     """
-    params = models.load_model(workdir, model)
-    latents, labels = sampling.sample(
-        models.backbone(config),
-        params,
+    images, labels = generation.generate(
+        config,
+        loading.load_model(config, workdir, model),
+        generation.as_bytes(config),
         num=num,
         seed=seed,
         num_steps=num_steps,
-        batch_size=config.evaluate.batch_size,
         guidance=None if guidance[0] == 1.0 else sampling.Guidance(*guidance),
     )
-    images = data.to_uint8(np.asarray(models.tokenizer(config).decode(jnp.asarray(latents))))
     with disk_errors(out):
         if out.suffix == ".npz":
             buffer = io.BytesIO()

@@ -5,7 +5,7 @@ which has derivatives of every order. "xla" is `jax.nn.dot_product_attention`, w
 attention behind the same function: bfloat16 on a GPU, first derivatives only. "auto" takes cudnn where it can run, einsum elsewhere.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def attend(q: Heads, k: Heads, v: Heads, dtype: Any, implementation: str = "eins
     return out.reshape(*out.shape[:2], -1)
 
 
-def choose(implementation: str, dtype: Any, backend: str) -> str:
+def choose(implementation: str, dtype: Any, backend: str) -> Literal["einsum", "xla", "cudnn"]:
     """Which implementation a name stands for.
 
     Args:
@@ -64,4 +64,4 @@ def choose(implementation: str, dtype: Any, backend: str) -> str:
         raise ValueError(
             f"attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16', here are {backend} and {jnp.dtype(dtype).name}; use auto"
         )
-    return implementation
+    return "cudnn" if implementation == "cudnn" else "xla" if implementation == "xla" else "einsum"

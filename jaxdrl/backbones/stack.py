@@ -11,6 +11,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 # What the forward pass keeps for the backward pass: everything; nothing within a block; results of products with weights; those
 # results, in the host's memory.
@@ -74,3 +75,30 @@ def members(path: str) -> list[str]:
     """
     match = re.match(r"blocks_(\d+)_(\d+)/(.*)$", path)
     return [f"blocks_{i}/{match[3]}" for i in range(int(match[1]), int(match[2]))] if match else [path]
+
+
+def stacked(params: Any, template: Any) -> Any:
+    """Stacks the blocks of an unrolled tree as a scanned network has them.
+
+    Args:
+        params: Parameters of the unrolled network, or of the template's own form, which are returned as they are.
+        template: Arrays or shapes of the wanted form.
+
+    Returns:
+        The parameters in the template's structure.
+    """
+    if set(params) == set(template):
+        return params
+
+    def pick(path: Sequence[Any], _: Any) -> Any:
+        *parents, last = "/".join(str(key.key) for key in path).split("/")
+        leaves = [_at(params, name) for name in members("/".join((*parents, last)))]
+        return jnp.stack(leaves) if parents and parents[0] not in params else leaves[0]
+
+    return jax.tree_util.tree_map_with_path(pick, template)
+
+
+def _at(tree: Any, path: str) -> Any:
+    for key in path.split("/"):
+        tree = tree[key]
+    return tree

@@ -35,6 +35,7 @@ class ViTBlock(nn.Module):
         eps: Of the norms.
         layer_scale: Whether residuals are scaled.
         dtype: Of the matmuls.
+        attention: One of `attention.IMPLEMENTATIONS`.
     """
 
     num_heads: int
@@ -42,6 +43,7 @@ class ViTBlock(nn.Module):
     eps: float = 1e-6
     layer_scale: bool = False
     dtype: Any = jnp.float32
+    attention: str = "einsum"
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
@@ -53,7 +55,7 @@ class ViTBlock(nn.Module):
         Returns:
             Tokens.
         """
-        residual = Attention(self.num_heads, self.dtype, name="attn")(norm(self.eps, "norm1")(x))
+        residual = Attention(self.num_heads, self.dtype, attention=self.attention, name="attn")(norm(self.eps, "norm1")(x))
         x = x + self._scaled(residual, "layer_scale1")
         residual = Mlp(self.hidden, False, self.dtype, name="mlp")(norm(self.eps, "norm2")(x))
         return x + self._scaled(residual, "layer_scale2")

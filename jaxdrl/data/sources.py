@@ -173,17 +173,36 @@ def open_split(settings: Any, directory: Path, split: str) -> InMemory | OnDisk:
     return OnDisk(place, label_cache=Path(directory) / ".labels", workers=settings.workers)
 
 
-def load_arrays(source: Source) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
-    """Reads a whole split.
+def load_arrays(source: Source, limit: int = 0) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
+    """Reads a whole split, or a part of it.
 
     Args:
         source: From `open_split`.
+        limit: At most so many examples, drawn by a fixed seed and left in their order; 0: all.
 
     Returns:
         (images, labels); read-only where the source is in memory.
     """
+    if 0 < limit < len(source):
+        source = _Chosen(source, np.sort(np.random.default_rng(0).choice(len(source), limit, replace=False)))
     held = source if isinstance(source, InMemory) else _decode(source)
     return held.images, held.labels
+
+
+class _Chosen:
+    """Some examples of a source."""
+
+    def __init__(self, source: Source, index: np.ndarray) -> None:
+        self._source, self._index = source, index
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self._source[int(self._index[index])]
+
+    def read_labels(self) -> Int32[np.ndarray, " n"]:
+        return self._source.read_labels()[self._index]
 
 
 @dataclass(frozen=True, kw_only=True)

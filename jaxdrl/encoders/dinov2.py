@@ -1,26 +1,26 @@
-"""DINOv2 with registers: the encoder of RAE.
+"""DINOv2, with and without registers: the encoder of DRL's reward (large, class token), of RAE and of REPA's targets.
 
-Source: Oquab et al., arXiv 2304.07193; Darcet et al., arXiv 2309.16588 (registers); huggingface/transformers
+Source: Oquab et al., arXiv 2304.07193; Darcet et al., arXiv 2309.16588 (registers); huggingface/transformers modeling_dinov2.py and
 modeling_dinov2_with_registers.py. Patches of 14 pixels; the class token first, registers after it and without positions; LayerScale;
 exact GELU; LayerNorm with eps 1e-6 on all tokens at the end.
 
-The position table belongs to one grid. Files have it for 37 x 37; `resample_positions` (bicubic with antialiasing, as this model's
-code does; DINOv2 without registers differs) makes the one for another grid, once, when weights are converted.
+The position table belongs to one grid. Files have it for 37 x 37; `resample_positions` makes the one for another grid, once, when
+weights are converted. The two kinds differ in how: bicubic without antialiasing (a = -0.75), with registers antialiased (a = -0.5).
 """
 
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdrl.backbones.layers import dense, patchify
 from jaxdrl.backbones.vit import ViTBlock, norm
+from jaxdrl.encoders.preprocess import resize_matrix
 
 # width, depth, heads
-SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16)}
+SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -32,9 +32,10 @@ class DinoV2(nn.Module):
         depth: Blocks.
         num_heads: Attention heads.
         patch_size: Pixels a token's side.
-        registers: Register tokens.
+        registers: Register tokens, 0 or 4 in the published models.
         final_affine: Whether the last norm has a scale and a bias; RAE takes them off.
         dtype: Of the matmuls.
+        attention: See `backbones.attention`; R1 needs second derivatives, which cudnn does not have.
     """
 
     width: int
@@ -44,36 +45,45 @@ class DinoV2(nn.Module):
     registers: int = 4
     final_affine: bool = True
     dtype: Any = jnp.float32
+    attention: str = "einsum"
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch h w 3"]) -> dict[str, Float[Array, "..."]]:
         """Computes features.
 
         Args:
-            images: Normalised with `MEAN` and `STD`; the side is a multiple of the patch size.
+            images: Normalised with `MEAN` and `STD`; the sides are multiples of the patch size.
 
         Returns:
-            "pooled" (class token), "registers" and "patches" [batch, tokens, width], after the last norm.
+            "cls" (class token), "registers" and "patches" [batch, tokens, width], after the last norm.
         """
         x = dense(self.width, self.dtype, "patch_embed")(patchify(images, self.patch_size))
         small = nn.initializers.normal(0.02)
         token = self.param("cls_token", small, (1, self.width), jnp.float32)
         positions = self.param("positions", small, (1 + x.shape[1], self.width), jnp.float32)
-        extra = self.param("register_tokens", small, (self.registers, self.width), jnp.float32)
         spread = lambda rows: jnp.broadcast_to(rows[None], (len(x), *rows.shape))  # noqa: E731
-        x = jnp.concatenate([spread(token + positions[:1]), spread(extra), x + positions[1:]], axis=1)
+        parts = [spread(token + positions[:1]), x + positions[1:]]
+        if self.registers:
+            parts.insert(1, spread(self.param("register_tokens", small, (self.registers, self.width), jnp.float32)))
+        x = jnp.concatenate(parts, axis=1)
         for index in range(self.depth):
-            x = ViTBlock(self.num_heads, 4 * self.width, 1e-6, True, self.dtype, name=f"blocks_{index}")(x)
-        x = norm(1e-6, "norm", self.final_affine)(x)
-        return {"pooled": x[:, 0], "registers": x[:, 1 : 1 + self.registers], "patches": x[:, 1 + self.registers :]}
+            block = ViTBlock(
+                self.num_heads, 4 * self.width, 1e-6, True, self.dtype, attention=self.attention, name=f"blocks_{index}"
+            )
+            x = block(x)
+        x = norm(1e-6, "norm", self.final_affine)(x).astype(jnp.float32)
+        return {"cls": x[:, 0], "registers": x[:, 1 : 1 + self.registers], "patches": x[:, 1 + self.registers :]}
 
 
-def resample_positions(table: Float[np.ndarray, "tokens width"], grid: tuple[int, int]) -> Float[np.ndarray, "tokens2 width"]:
-    """Resamples the position table to another grid: bicubic (a = -0.5), antialiased.
+def resample_positions(
+    table: Float[np.ndarray, "tokens width"], grid: tuple[int, int], antialias: bool = True
+) -> Float[np.ndarray, "tokens2 width"]:
+    """Resamples the position table to another grid, bicubic.
 
     Args:
         table: Class token first, then a square grid in row-major order.
         grid: (rows, columns).
+        antialias: True as in the model with registers, False as in the one without.
 
     Returns:
         The table for the grid.
@@ -81,27 +91,6 @@ def resample_positions(table: Float[np.ndarray, "tokens width"], grid: tuple[int
     side = round((len(table) - 1) ** 0.5)
     if (side, side) == tuple(grid):
         return table
-    places = jnp.asarray(table[1:]).reshape(side, side, -1)
-    resized = jax.image.resize(places, (*grid, table.shape[1]), "bicubic", antialias=True)
-    return np.concatenate([table[:1], np.asarray(resized).reshape(-1, table.shape[1])])
-
-
-def bicubic_matrix(source: int, target: int) -> Float[np.ndarray, "target source"]:
-    """Torch's bicubic interpolation of one axis without antialiasing: a = -0.75, half-pixel centres, repeated edges.
-
-    Args:
-        source: Pixels before.
-        target: Pixels after.
-
-    Returns:
-        The matrix; apply it to both axes.
-    """
-    a, matrix = -0.75, np.zeros((target, source))
-    centres = (np.arange(target) + 0.5) * source / target - 0.5
-    for row, centre in enumerate(centres):
-        first = int(np.floor(centre)) - 1
-        for k in range(4):
-            d = abs(centre - (first + k))
-            near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * d**3 - 5 * a * d**2 + 8 * a * d - 4 * a
-            matrix[row, np.clip(first + k, 0, source - 1)] += near if d <= 1 else far if d < 2 else 0.0
-    return matrix.astype(np.float32)
+    rows, columns = (resize_matrix(side, size, "bicubic", antialias).astype(np.float64) for size in grid)
+    places = np.einsum("ih,hwc,jw->ijc", rows, table[1:].reshape(side, side, -1), columns)
+    return np.concatenate([table[:1], places.reshape(-1, table.shape[1]).astype(np.float32)])

@@ -16,7 +16,7 @@ class FeatureSpec:
         size: Side of the network's input.
         resize: Kernel, or "none".
         antialias: Whether the resize filters when it shrinks.
-        mean: Subtracted, in [-1, 1] units.
+        mean: Subtracted, of images in [0, 1].
         std: Divided by.
         dtype: Of the network's arithmetic.
     """

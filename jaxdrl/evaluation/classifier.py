@@ -31,7 +31,7 @@ def nearest_neighbours(
 class PixelClassifier:
     """A support vector machine on pixels (98 % on the digits), trained on real images."""
 
-    def __init__(self, images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"], limit: int = 5000) -> None:
+    def __init__(self, images: Float[np.ndarray, "n ..."], labels: Int[np.ndarray, " n"], limit: int = 5000) -> None:
         """Trains it.
 
         Args:
@@ -45,7 +45,7 @@ class PixelClassifier:
         flat = np.asarray(images[::step]).reshape(len(images[::step]), -1)
         self._machine = SVC(C=10.0, gamma="scale").fit(flat, labels[::step])
 
-    def accuracy(self, images: Float[np.ndarray, "n h w c"], labels: Int[np.ndarray, " n"]) -> float:
+    def accuracy(self, images: Float[np.ndarray, "n ..."], labels: Int[np.ndarray, " n"]) -> float:
         """The share of images that it takes for their label.
 
         Args:

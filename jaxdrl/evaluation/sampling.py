@@ -3,6 +3,7 @@
 So two models get the same noise from the same seed, and the images do not depend on batch sizes or on how many hosts share the work.
 """
 
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import NamedTuple
 
@@ -23,39 +24,64 @@ class Guidance(NamedTuple):
     interval: tuple[float, float] = (0.0, 1.0)
 
 
+class Solver(NamedTuple):
+    """How the ODE is solved.
+
+    Attributes:
+        num_steps: Steps.
+        method: "heun" or "euler".
+        time_shift: Of `ode.shifted_grid`; 1 is uniform.
+        time_end: Of `ode.shifted_grid`.
+        guidance_channels: Guide the first so many channels; None guides all.
+    """
+
+    num_steps: int
+    method: str = "heun"
+    time_shift: float = 1.0
+    time_end: float = 1.0
+    guidance_channels: int | None = None
+
+    def grid(self) -> Float[Array, " points"]:
+        """The times."""
+        if (self.time_shift, self.time_end) == (1.0, 1.0):
+            return ode.uniform_grid(self.num_steps)
+        return ode.shifted_grid(self.num_steps, self.time_shift, self.time_end)
+
+
 def sample(
     network: Backbone,
     params: PyTree,
+    solver: Solver,
     *,
     num: int,
     seed: int,
-    num_steps: int,
     batch_size: int,
-    method: str = "heun",
     guidance: Guidance | None = None,
-) -> tuple[Float[np.ndarray, "num ..."], Int[np.ndarray, " num"]]:
-    """Draws samples on a uniform grid.
+    finish: Callable[[Float[np.ndarray, "batch ..."]], np.ndarray] = lambda latents: latents,
+) -> tuple[np.ndarray, Int[np.ndarray, " num"]]:
+    """Draws samples.
 
     Args:
         network: The generator.
         params: Its weights.
+        solver: Steps, method and grid.
         num: How many.
         seed: Of the noise.
-        num_steps: Of the sampler.
         batch_size: Samples a compiled call; the last call is padded.
-        method: "heun" or "euler".
         guidance: None is guidance-free.
+        finish: Applied to the samples of each call; what it returns is kept.
 
     Returns:
-        (float32 samples, int32 labels); label i is i modulo the number of classes.
+        (samples, float32 unless `finish` makes something else of them, and int32 labels); label i is i modulo the number of classes.
     """
-    function = _compiled(network, num_steps, method, guidance is not None)
+    function = _compiled(network, solver, guidance is not None)
     scale, interval = (guidance.scale, guidance.interval) if guidance else (1.0, (0.0, 1.0))
     size, parts = min(batch_size, num), []
     for start in range(0, num, size):
         index = jnp.arange(start, start + size)
-        parts.append(np.asarray(function(params, jax.random.key(seed), index, jnp.float32(scale), jnp.array(interval))))
-    return np.concatenate(parts)[:num], labels(num, network.num_classes)
+        drawn = function(params, jax.random.key(seed), index, jnp.float32(scale), jnp.array(interval))
+        parts.append(finish(np.asarray(drawn)[: num - start]))
+    return np.concatenate(parts), labels(num, network.num_classes)
 
 
 def labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:
@@ -86,18 +112,17 @@ def noise(key: Array, index: Int[Array, " batch"], shape: tuple[int, ...]) -> Fl
 
 
 @lru_cache(maxsize=32)
-def _compiled(network: Backbone, num_steps: int, method: str, guided: bool):
-    """One compiled sampler for each network, number of steps and kind; scale and interval are arguments."""
+def _compiled(network: Backbone, solver: Solver, guided: bool):
+    """One compiled sampler for each network, solver and kind; scale and interval are arguments."""
 
     def draw(params, key, index, scale, interval):
         x = noise(key, index, network.sample_shape)
         y = (index % network.num_classes).astype(jnp.int32)
         velocity = partial(_velocity, network, params, y)
         if guided:
-            velocity = guide.classifier_free(
-                velocity, partial(_velocity, network, params, jnp.full_like(y, network.null_label)), scale, interval
-            )
-        return ode.sample(velocity, x, ode.uniform_grid(num_steps), method=method)
+            null = partial(_velocity, network, params, jnp.full_like(y, network.null_label))
+            velocity = guide.classifier_free(velocity, null, scale, interval, solver.guidance_channels)
+        return ode.sample(velocity, x, solver.grid(), method=solver.method)
 
     return jax.jit(draw)
 

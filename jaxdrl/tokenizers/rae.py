@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdrl.backbones.layers import dense, sincos_2d, unpatchify
 from jaxdrl.backbones.vit import ViTBlock, norm
-from jaxdrl.encoders.dinov2 import MEAN, STD, DinoV2, bicubic_matrix
+from jaxdrl.encoders.dinov2 import MEAN, STD, DinoV2
+from jaxdrl.encoders.preprocess import Preprocess
 
 EPS = 1e-5
 
@@ -141,11 +142,8 @@ class Rae:
         Returns:
             float32 [batch, tokens, dim].
         """
-        images = 0.5 * (images + 1)
-        if images.shape[1] != self.encoder_size:
-            matrix = bicubic_matrix(images.shape[1], self.encoder_size)
-            images = jnp.einsum("ih,bhwc,jw->bijc", matrix, images, matrix)
-        images = (images - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+        size = (self.encoder_size, self.encoder_size)
+        images = Preprocess(size=size, kernel="bicubic", antialias=False, mean=MEAN, std=STD)(images)
         outputs: Any = self._encoder().apply({"params": params["encoder"]}, images)
         return outputs["patches"].astype(jnp.float32)
 

@@ -1,18 +1,20 @@
 """A compiled function applied to any number of images, with one compiled batch size."""
 
 from collections.abc import Callable
+from functools import partial
 
+import jax
 import numpy as np
-from jaxtyping import Shaped
+from jaxtyping import PyTree, Shaped
 
 
 def in_batches(function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: int = 250) -> Shaped[np.ndarray, "n ..."]:
-    """Applies a function part by part; the last part is padded with zeros and cut again.
+    """Applies a function in equal parts; the last part is padded with zeros and cut again.
 
     Args:
         function: `function(*parts)`, with one output that has the parts' leading axis.
         *arrays: Arrays of one leading axis n.
-        size: Examples a call. A few hundred keep a CPU's caches warm; an accelerator hides the difference.
+        size: Examples a call, at most. A few hundred keep a CPU's caches warm; an accelerator hides the difference.
 
     Returns:
         The outputs, on the host.
@@ -23,7 +25,7 @@ def in_batches(function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: i
     num = len(arrays[0])
     if num == 0 or any(len(array) != num for array in arrays):
         raise ValueError(f"arrays must have one leading axis of at least 1, got {[len(array) for array in arrays]}")
-    size, outputs = min(size, num), []
+    size, outputs = -(-num // -(-num // size)), []
     for start in range(0, num, size):
         parts = [array[start : start + size] for array in arrays]
         missing = size - len(parts[0])
@@ -31,3 +33,20 @@ def in_batches(function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: i
             parts = [np.concatenate([part, np.zeros((missing, *part.shape[1:]), part.dtype)]) for part in parts]
         outputs.append(np.asarray(function(*parts))[: size - missing])
     return np.concatenate(outputs)
+
+
+def compiled(function: Callable, params: PyTree, size: int = 250) -> Callable[..., Shaped[np.ndarray, "n ..."]]:
+    """A function of weights and arrays as one of arrays alone, on any number of them.
+
+    The weights stay an argument of the compiled program: as constants in it, large ones would be copied and folded.
+
+    Args:
+        function: `function(params, *arrays)`.
+        params: Weights.
+        size: Examples a call.
+
+    Returns:
+        `f(*arrays)`, see `in_batches`.
+    """
+    call = partial(jax.jit(function), params)
+    return lambda *arrays: in_batches(call, *arrays, size=size)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxdrl import backbones
 from jaxdrl.config import Config
 from jaxdrl.flow import ode
 from jaxdrl.training import models
@@ -39,6 +40,8 @@ def generator_flops(config: Config) -> float:
         Floating-point operations.
     """
     network = models.backbone(config)
+    # XLA counts a scanned block once.
+    network = backbones.create(network.name, **dict(network.fields) | {"scan_layers": False, "remat": "none"})
     params = jax.eval_shape(network.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((8, *network.sample_shape), jnp.float32)
     t, y = jax.ShapeDtypeStruct((8,), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)
@@ -60,6 +63,21 @@ def encoder_flops(config: Config) -> float:
     return forward_flops(lambda params, images: network.features(params, images)["pooled"], params, images) / 8
 
 
+def decoder_flops(config: Config) -> float:
+    """Operations of decoding one latent; 0 with pixels.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        Floating-point operations.
+    """
+    network = models.tokenizer(config)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    latents = jax.ShapeDtypeStruct((2, *network.latent_shape(tuple(config.data.image_shape))), jnp.float32)
+    return forward_flops(network.decode, params, latents) / 2
+
+
 def posttrain_flops(config: Config) -> float:
     """Operations of the whole posttrain stage: rollouts, reward gradients, adjoints and updates.
 
@@ -73,7 +91,7 @@ def posttrain_flops(config: Config) -> float:
     subset = math.ceil(settings.timestep_fraction * settings.num_timesteps)
     per_trajectory = settings.num_timesteps + (2 * settings.num_timesteps + 1) + 3 * settings.epochs * subset
     trajectories = settings.refreshes * settings.buffer_size
-    return trajectories * (per_trajectory * generator_flops(config) + 2 * encoder_flops(config))
+    return trajectories * (per_trajectory * generator_flops(config) + 2 * (encoder_flops(config) + decoder_flops(config)))
 
 
 def discriminator_flops(config: Config, steps: int, fakes: int, encoded: int) -> float:
@@ -89,7 +107,8 @@ def discriminator_flops(config: Config, steps: int, fakes: int, encoded: int) ->
         Floating-point operations (the head itself is negligible and not counted).
     """
     settings = config.discriminator
-    sampling = fakes * ode.evaluations(settings.sampling_steps, "heun") * generator_flops(config)
+    evaluations = ode.evaluations(settings.sampling_steps, config.sampler.method)
+    sampling = fakes * (evaluations * generator_flops(config) + decoder_flops(config))
     penalised = steps * settings.batch_size if settings.r1 > 0 else 0
     # R1 needs the image gradient (2 passes) and the derivative of that by the head (2 more).
     return sampling + (encoded + 4 * penalised) * encoder_flops(config)

@@ -1,9 +1,9 @@
-"""From a config to the networks of a run, and from a workdir to their weights."""
+"""From a config to the networks of a run. Their weights: `loading.py`."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -11,22 +11,31 @@ from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import discriminator
-from jaxdrl.weights import files
+from jaxdrl.weights import model_directory
 
-MODELS = {"base": "pretrain", "tuned": "posttrain", "longer": "longer"}
+RANDOM = "random"  # in place of a folder of weights: drawn from the seed, for tests
 
 
-def tokenizer(config: Config) -> tokenizers.Tokenizer:
-    """Returns what maps pixels to the generator's space and back (pixels themselves here).
+def tokenizer(config: Config) -> tokenizers.Pixels | tokenizers.Rae | tokenizers.SdVae:
+    """Builds what maps pixels to the generator's space and back.
 
     Args:
         config: A run's config.
 
     Returns:
-        A tokenizer with `encode`, `decode` and `latent_shape`.
+        A `Tokenizer`; the one that `config.tokenizer.weights` holds, in the config's dtype, where that is a folder.
+
+    Raises:
+        UserError: If the name or a field is unknown, or the folder holds another model.
     """
-    del config
-    return tokenizers.Pixels()
+    settings = config.tokenizer
+    fields = dict(settings.fields)
+    if settings.name != "pixels":
+        fields["dtype"] = settings.dtype
+    try:
+        return tokenizers.create(settings.name, **_stored_fields(settings, "config.tokenizer") | fields)
+    except ValueError as error:
+        raise UserError(f"config.tokenizer: {error}") from error
 
 
 def backbone(config: Config) -> backbones.Backbone:
@@ -39,25 +48,33 @@ def backbone(config: Config) -> backbones.Backbone:
         A `Backbone`.
 
     Raises:
-        UserError: If the name is unknown or the sizes do not fit the images.
+        UserError: If the name is unknown, the sizes do not fit the images, or the folder of weights holds another network.
     """
-    sizes, name = config.backbone, config.backbone.name
-    shape = tuple(config.data.image_shape)
-    overrides = {
-        "sample_shape": tokenizer(config).latent_shape(shape),
-        "num_classes": config.data.num_classes,
-        "dtype": sizes.dtype,
-        "remat": sizes.remat,
-    }
-    if name not in backbones.PUBLISHED:
-        keys = ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "frequency_dim")
-        overrides |= {key: sizes[key] for key in keys}
-    if name.startswith("SiT"):
-        overrides["learn_sigma"] = False
-    if sizes.spectral != "none":
-        overrides |= {"spectral": sizes.spectral, "gate_scale": sizes.gate_scale}
+    settings, name = config.backbone, config.backbone.name
     try:
-        return backbones.create(name, **overrides)
+        shape = tokenizer(config).latent_shape(tuple(config.data.image_shape))
+    except ValueError as error:
+        raise UserError(f"config.data.image_shape: {error}") from error
+    data = {"sample_shape": tuple(shape), "num_classes": config.data.num_classes}
+    stored = _stored_fields(settings, "config.backbone")
+    for key, wanted in data.items() if stored else ():
+        if tuple_of(stored[key]) != tuple_of(wanted):
+            raise UserError(f"config.backbone.weights: {settings.weights} has {key} {stored[key]}, this run's data has {wanted}")
+    options = {key: settings[key] for key in ("dtype", "remat", "scan_layers", "attention")}
+    if stored:
+        fields = stored
+    elif name in backbones.PUBLISHED:
+        fields = data
+    else:
+        fields = data | {
+            key: settings[key] for key in ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "frequency_dim")
+        }
+    if name.startswith("SiT") and not stored:
+        fields["learn_sigma"] = False
+    if settings.spectral != "none":
+        options |= {"spectral": settings.spectral, "gate_scale": settings.gate_scale}
+    try:
+        return backbones.create(name, **fields | options | dict(settings.fields))
     except ValueError as error:
         raise UserError(f"config.backbone: {error}") from error
 
@@ -73,85 +90,69 @@ def encoder(config: Config, which: str) -> encoders.Encoder:
         An `Encoder`.
 
     Raises:
-        UserError: If the name is unknown or the sizes do not fit.
+        UserError: If the name is unknown, the sizes do not fit, or the folder of weights holds another network.
     """
-    sizes = config.encoders[which]
-    overrides = {"patch_size": sizes.patch_size} if sizes.name == "small-vit" else {}
+    settings = config.encoders[which]
+    if settings.name in encoders.PUBLISHED:
+        fields = _stored_fields(settings, f"config.encoders.{which}") | {"dtype": settings.dtype}
+    else:
+        fields = {key: settings[key] for key in ("width", "depth", "feature_dim")}
+        fields["image_shape"] = tuple(config.data.image_shape)
+        if settings.name == "small-vit":
+            fields["patch_size"] = settings.patch_size
     try:
-        return encoders.create(
-            sizes.name,
-            image_shape=tuple(config.data.image_shape),
-            width=sizes.width,
-            depth=sizes.depth,
-            feature_dim=sizes.feature_dim,
-            **overrides,
-        )
+        return encoders.create(settings.name, **fields | dict(settings.fields))
     except ValueError as error:
         raise UserError(f"config.encoders.{which}: {error}") from error
 
 
-def load_model(workdir: Path, name: str) -> PyTree:
-    """Loads a generator's weights.
+def _stored_fields(settings: Any, key: str) -> dict[str, Any]:
+    """Fields of the model in a folder of weights; empty where there is no folder."""
+    if settings.weights in ("", RANDOM):
+        return {}
+    name, fields = model_directory.describe(Path(settings.weights))
+    if name != settings.name:
+        raise UserError(f"{key}.weights: {settings.weights} holds {name}, but {key}.name is {settings.name}")
+    return fields
+
+
+def tuple_of(value: Any) -> Any:
+    """A list as a tuple, anything else as it is: JSON and configs have no tuples.
 
     Args:
-        workdir: Of the run.
-        name: "base", "tuned" or "longer" (the continued-pretraining control).
+        value: Any value.
 
     Returns:
-        The parameter tree.
-
-    Raises:
-        UserError: If the stage that makes it has not been run.
+        The value.
     """
-    if name not in MODELS:
-        raise UserError(f"--model: {name!r} is unknown; choose one of {', '.join(MODELS)}")
-    return _load(workdir / MODELS[name] / "model.safetensors", MODELS[name])
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
-def load_encoder(workdir: Path, which: str) -> PyTree:
-    """Loads the weights of the "reward" or "judge" encoder.
+def as_float(images: Any) -> Float[Array, "batch h w c"]:
+    """Images as networks take them; inside jit.
 
     Args:
-        workdir: Of the run.
-        which: "reward" or "judge".
+        images: uint8, or float in [-1, 1].
 
     Returns:
-        The parameter tree.
-
-    Raises:
-        UserError: If the encoders stage has not been run.
+        float32 in [-1, 1].
     """
-    return _load(workdir / "encoders" / f"{which}.safetensors", "encoders")
+    images = jnp.asarray(images)
+    return images.astype(jnp.float32) / 127.5 - 1 if images.dtype == jnp.uint8 else images
 
 
-def load_discriminator(workdir: Path) -> PyTree:
-    """Loads the discriminator's head.
-
-    Args:
-        workdir: Of the run.
-
-    Returns:
-        The parameter tree.
-
-    Raises:
-        UserError: If the discriminator stage has not been run.
-    """
-    return _load(workdir / "discriminator" / "model.safetensors", "discriminator")
-
-
-def features(config: Config, which: str, params: PyTree) -> Callable[[Float[Array, "..."]], Float[Array, "batch dim"]]:
-    """Binds an encoder's weights: images in [-1, 1] -> pooled features.
+def features(config: Config, which: str) -> Callable[[PyTree, Any], Float[Array, "batch dim"]]:
+    """An encoder's pooled features as a function of its weights and images.
 
     Args:
         config: A run's config.
         which: "reward" or "judge".
-        params: The encoder's weights.
 
     Returns:
-        A differentiable function.
+        (params, images, uint8 or float in [-1, 1]) -> [batch, dim], differentiable in float images.
     """
     network = encoder(config, which)
-    return lambda images: network.features(params, images)["pooled"]
+    return lambda params, images: network.features(params, as_float(images))["pooled"]
 
 
 def reward(config: Config, encoder_params: PyTree, head: PyTree) -> Callable[..., Float[Array, " batch"]]:
@@ -165,10 +166,5 @@ def reward(config: Config, encoder_params: PyTree, head: PyTree) -> Callable[...
     Returns:
         A differentiable function.
     """
-    return discriminator.reward(head, features(config, "reward", encoder_params))
-
-
-def _load(path: Path, stage: str) -> PyTree:
-    if not path.exists():
-        raise UserError(f"{path} is missing; run `jaxdrl {stage if stage != 'longer' else 'run'} --workdir={path.parent.parent}`")
-    return jax.tree.map(jnp.asarray, files.load_tree(path))
+    encode = features(config, "reward")
+    return discriminator.reward(head, lambda images: encode(encoder_params, images))

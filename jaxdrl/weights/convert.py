@@ -11,9 +11,10 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from jaxdrl import backbones, tokenizers
+from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.stack import members
+from jaxdrl.encoders import Encoder
 from jaxdrl.encoders.dinov2 import resample_positions
 from jaxdrl.errors import UserError
 from jaxdrl.tokenizers.rae import Rae
@@ -21,7 +22,7 @@ from jaxdrl.tokenizers.sd_vae import SdVae
 from jaxdrl.weights import files
 from jaxdrl.weights.layouts import TO_OURS, TO_THEIRS, Entry, Layout, layout
 
-Model: TypeAlias = Backbone | SdVae | Rae
+Model: TypeAlias = Backbone | Encoder | SdVae | Rae
 _CONTAINERS = ("ema", "model_ema1", "model", "state_dict")
 _FIXED_TOLERANCE = 1e-4
 
@@ -111,7 +112,7 @@ def model_for(model: str | Model, weights: Mapping[str, Any], **overrides: Any) 
         **overrides: Fields of a model that is given by name; they win over what is inferred.
 
     Returns:
-        A backbone or an autoencoder.
+        A backbone, an encoder or an autoencoder.
 
     Raises:
         UserError: If the name or a field is unknown, or the fields do not fit each other.
@@ -120,14 +121,15 @@ def model_for(model: str | Model, weights: Mapping[str, Any], **overrides: Any) 
         return model
     try:
         if model in tokenizers.PUBLISHED:
-            return tokenizers.PUBLISHED[model](**overrides)
+            return tokenizers.create_published(model, **overrides)
+        if model in encoders.PUBLISHED:
+            return encoders.create(model, **overrides)
         if model in backbones.PUBLISHED:
             return backbones.create(model, **_inferred(model, weights) | overrides)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise UserError(f"{model}: {error}") from error
-    raise UserError(
-        f"--model: {model!r} is unknown; choose one of {', '.join(tokenizers.PUBLISHED)}, {', '.join(backbones.PUBLISHED)}"
-    )
+    known = ", ".join([*tokenizers.PUBLISHED, *encoders.PUBLISHED, *backbones.PUBLISHED])
+    raise UserError(f"--model: {model!r} is unknown; choose one of {known}")
 
 
 def _inferred(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def _inferred(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:
     if hasattr(labels, "shape"):
         found["num_classes"] = int(labels.shape[0]) - 1
     places = weights.get("pos_embed")
-    side = round(int(places.shape[1]) ** 0.5) * fields["patch_size"] if hasattr(places, "shape") else height
+    side = height if places is None else round(int(places.shape[1]) ** 0.5) * fields["patch_size"]
     if side != height:
         found["sample_shape"] = (side, side, channels)
     if family == "SiT":
@@ -164,7 +166,7 @@ def name_of(model: Model) -> str:
     Returns:
         Its name.
     """
-    if isinstance(model, Backbone):
+    if isinstance(model, Backbone | Encoder):
         return model.name
     return next(name for name, kind in tokenizers.PUBLISHED.items() if isinstance(model, kind))
 
@@ -245,8 +247,13 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
         old = re.compile(r"(?<=\.attentions\.0\.)(query|key|value|proj_attn)(?=\.)")
         return Renamed(state, lambda key: old.sub(lambda match: _OLD_ATTENTION[match[1]], key), _flat_attention)
     if isinstance(backbone, Rae):
-        grid = backbone.grid
-        return Renamed(state, lambda key: key, lambda name, value: _positions(value, grid) if "position_emb" in name else value)
+        # Statistics are kept with or without an axis for the batch.
+        flat = {name: _array(state[name])[0] for name in ("mean", "var") if name in state and len(state[name].shape) == 4}
+        return _resampled({**state, **flat}, backbone.grid, True)
+    if isinstance(backbone, Encoder):
+        fields = dict(backbone.fields)
+        side = fields["resolution"] // fields.get("patch_size", 14)
+        return _resampled(state, (side, side), fields["registers"] > 0)
     if backbone.family != "REPA":
         return state
     depth = dict(backbone.fields).get("projector_depth", 8)
@@ -254,9 +261,12 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
     return Renamed(state, lambda key: re.sub(r"^decoder_blocks\.(\d+)\.", later, key))
 
 
-def _positions(value: Any, grid: tuple[int, int]) -> np.ndarray:
-    """The encoder's position table for the tokenizer's grid."""
-    return resample_positions(_array(value)[0], grid)[None]
+def _resampled(state: Mapping[str, Any], grid: tuple[int, int], antialias: bool) -> Mapping[str, Any]:
+    """DINOv2's file with its position table for another grid."""
+    name = "embeddings.position_embeddings"
+    if name not in state or state[name].shape[1] == 1 + grid[0] * grid[1]:
+        return state
+    return {**state, name: resample_positions(_array(state[name])[0], grid, antialias)[None]}
 
 
 def _flat_attention(name: str, value: Any) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.layers import sincos_2d
 from jaxdrl.backbones.rotary import rotary_2d
+from jaxdrl.encoders import Encoder
 from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
 
@@ -62,7 +63,7 @@ class Layout:
     ignored: tuple[str, ...] = ()
 
 
-def layout(backbone: Backbone | SdVae | Rae, style: str = "original") -> Layout:
+def layout(backbone: Backbone | Encoder | SdVae | Rae, style: str = "original") -> Layout:
     """The layout of a model's file.
 
     Args:
@@ -79,6 +80,8 @@ def layout(backbone: Backbone | SdVae | Rae, style: str = "original") -> Layout:
         return _autoencoder(backbone)
     if isinstance(backbone, Rae):
         return _rae(backbone)
+    if isinstance(backbone, Encoder):
+        return _dinov2(dict(backbone.fields))
     fields = dict(backbone.fields)
     if style == "diffusers" and backbone.family == "DiT":
         return _diffusers(fields)
@@ -249,18 +252,43 @@ def _norm(key: str, path: str) -> list[Entry]:
     return [Entry(key=f"{key}.weight", path=f"{path}/scale"), Entry(key=f"{key}.bias", path=f"{path}/bias")]
 
 
+_DINOV2 = {
+    "qkv": "attention.attention.query attention.attention.key attention.attention.value",
+    "attn/proj": "attention.output.dense",
+    "mlp/fc1": "mlp.fc1",
+    "mlp/fc2": "mlp.fc2",
+    "norm1": "norm1",
+    "norm2": "norm2",
+}
+
+
+def _dinov2_body(depth: int, patch: int, registers: int, root: str = "") -> list[Entry]:
+    """DINOv2 as transformers keeps it on disk, without its last norm."""
+    entries = [
+        Entry(key="embeddings.cls_token", path=f"{root}cls_token", kind="row"),
+        Entry(key="embeddings.position_embeddings", path=f"{root}positions", kind="row"),
+        *_conv("embeddings.patch_embeddings.projection", f"{root}patch_embed", patch),
+    ]
+    if registers:
+        entries.append(Entry(key="embeddings.register_tokens", path=f"{root}register_tokens", kind="row"))
+    for i in range(depth):
+        entries += _vit_block(f"encoder.layer.{i}", f"{root}blocks_{i}", _DINOV2)
+        for name in ("layer_scale1", "layer_scale2"):
+            entries.append(Entry(key=f"encoder.layer.{i}.{name}.lambda1", path=f"{root}blocks_{i}/{name}"))
+    return entries
+
+
+def _dinov2(fields: Mapping[str, Any]) -> Layout:
+    body = _dinov2_body(fields["depth"], fields.get("patch_size", 14), fields["registers"])
+    return Layout(entries=(*body, *_norm("layernorm", "norm")), fixed={}, ignored=("embeddings.mask_token",))
+
+
 def _rae(rae: Rae) -> Layout:
     """Three files in one: the encoder as transformers keeps it on disk, the authors' decoder, and their statistics (stat.pt)."""
-    theirs = {"qkv": "attention.attention.query attention.attention.key attention.attention.value"}
-    theirs |= {"attn/proj": "attention.output.dense"}
-    encoder = theirs | {"mlp/fc1": "mlp.fc1", "mlp/fc2": "mlp.fc2", "norm1": "norm1", "norm2": "norm2"}
-    decoder = theirs | {"mlp/fc1": "intermediate.dense", "mlp/fc2": "output.dense"}
+    decoder = _DINOV2 | {"mlp/fc1": "intermediate.dense", "mlp/fc2": "output.dense"}
     decoder |= {"norm1": "layernorm_before", "norm2": "layernorm_after"}
     entries = [
-        Entry(key="embeddings.cls_token", path="encoder/cls_token", kind="row"),
-        Entry(key="embeddings.register_tokens", path="encoder/register_tokens", kind="row"),
-        Entry(key="embeddings.position_embeddings", path="encoder/positions", kind="row"),
-        *_conv("embeddings.patch_embeddings.projection", "encoder/patch_embed", rae.encoder_patch),
+        *_dinov2_body(rae.encoder[1], rae.encoder_patch, 4, "encoder/"),
         Entry(key="trainable_cls_token", path="decoder/trainable_cls_token", kind="row"),
         *_linear("decoder_embed", "decoder/decoder_embed"),
         *_norm("decoder_norm", "decoder/decoder_norm"),
@@ -268,10 +296,6 @@ def _rae(rae: Rae) -> Layout:
         Entry(key="mean", path="mean", kind="channels_first"),
         Entry(key="var", path="var", kind="channels_first"),
     ]
-    for i in range(rae.encoder[1]):
-        entries += _vit_block(f"encoder.layer.{i}", f"encoder/blocks_{i}", encoder)
-        for name in ("layer_scale1", "layer_scale2"):
-            entries.append(Entry(key=f"encoder.layer.{i}.{name}.lambda1", path=f"encoder/blocks_{i}/{name}"))
     for i in range(rae.decoder[1]):
         entries += _vit_block(f"decoder_layers.{i}", f"decoder/decoder_layers_{i}", decoder)
     places = sincos_2d(rae.grid, rae.decoder[0])

@@ -10,8 +10,9 @@ import jax
 from absl import logging as absl_logging
 from jaxtyping import PyTree
 
-from jaxdrl import backbones, tokenizers
+from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.backbones import Backbone
+from jaxdrl.encoders import Encoder
 from jaxdrl.errors import UserError
 from jaxdrl.weights.convert import Model, name_of
 from jaxdrl.weights.files import write_atomically
@@ -33,9 +34,29 @@ def save(directory: Path, model: Model, params: PyTree) -> None:
     with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "params", params)
         checkpointer.wait_until_finished()
-    fields = dict(model.fields) if isinstance(model, Backbone) else dataclasses.asdict(model)
+    fields = dict(model.fields) if isinstance(model, Backbone | Encoder) else dataclasses.asdict(model)
     description = {"name": name_of(model), "fields": fields}
     write_atomically(directory / "model.json", json.dumps(description, indent=2).encode())
+
+
+def describe(directory: Path) -> tuple[str, dict[str, Any]]:
+    """Reads what a folder holds.
+
+    Args:
+        directory: From `save`.
+
+    Returns:
+        The model's name, and its fields with tuples where JSON has lists.
+
+    Raises:
+        UserError: If the folder holds no model.
+    """
+    file = directory / "model.json"
+    if not file.is_file():
+        raise UserError(f"{directory} holds no model (no model.json); make one with `jaxdrl convert`")
+    description = json.loads(file.read_text())
+    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in description["fields"].items()}
+    return description["name"], fields
 
 
 def load(directory: Path, sharding: Any = None) -> tuple[Model, PyTree]:
@@ -51,16 +72,10 @@ def load(directory: Path, sharding: Any = None) -> tuple[Model, PyTree]:
     Raises:
         UserError: If the folder holds no model.
     """
-    file = directory / "model.json"
-    if not file.is_file():
-        raise UserError(f"{directory} holds no model (no model.json); make one with `jaxdrl convert`")
-    description = json.loads(file.read_text())
-    fields: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in description["fields"].items()
-    }
-    name = description["name"]
-    kind = tokenizers.PUBLISHED.get(name)
-    model = backbones.create(name, **fields) if kind is None else kind(**fields)
+    name, fields = describe(directory)
+    rooms = ((tokenizers.PUBLISHED, tokenizers.create_published), (encoders.PUBLISHED, encoders.create))
+    create = next((create for names, create in rooms if name in names), backbones.create)
+    model: Model = create(name, **fields)
     template = jax.eval_shape(model.init, jax.random.key(0))
     if callable(sharding):
         sharding = sharding(template)

@@ -15,7 +15,8 @@ PARAMS = jax.tree.map(lambda leaf: leaf + 0.2 * jax.random.normal(jax.random.key
 
 
 def _sample(**options):
-    return sampling.sample(NETWORK, PARAMS, **({"num": 10, "seed": 4, "num_steps": 3, "batch_size": 10} | options))
+    solver = sampling.Solver(num_steps=3, **{key: options.pop(key) for key in sampling.Solver._fields if key in options})
+    return sampling.sample(NETWORK, PARAMS, solver, **({"num": 10, "seed": 4, "batch_size": 10} | options))
 
 
 def test_batch_size_does_not_matter():
@@ -39,3 +40,22 @@ def test_guidance_of_scale_one_is_none_and_of_another_is_not():
     guided = _sample(guidance=sampling.Guidance(2.0))[0]
     assert not np.allclose(guided, plain, atol=1e-3)
     assert not np.allclose(_sample(guidance=sampling.Guidance(2.0, (0.4, 1.0)))[0], guided, atol=1e-3)
+
+
+def test_the_solver_chooses_method_grid_and_guided_channels():
+    _, labels = _sample()
+    noise = sampling.noise(jax.random.key(4), jnp.arange(10), (4, 4, 1))
+    velocity = lambda x, t: NETWORK.velocity(PARAMS, x, t, jnp.asarray(labels))  # noqa: E731
+    expected = ode.sample(velocity, noise, ode.shifted_grid(3, 4.0, 0.9), method="euler")
+    np.testing.assert_allclose(_sample(method="euler", time_shift=4.0, time_end=0.9)[0], expected, atol=1e-5)
+    guided = _sample(guidance=sampling.Guidance(2.0), guidance_channels=1)[0]
+    np.testing.assert_allclose(guided, _sample(guidance=sampling.Guidance(2.0))[0], atol=1e-6)
+    unguided = _sample(guidance=sampling.Guidance(2.0), guidance_channels=0)[0]
+    np.testing.assert_allclose(unguided, _sample()[0], atol=1e-5)
+
+
+def test_finish_sees_every_sample_once():
+    seen = []
+    kept, _ = _sample(batch_size=4, finish=lambda part: seen.append(len(part)) or part.mean(axis=(1, 2, 3)))
+    assert seen == [4, 4, 2]
+    np.testing.assert_allclose(kept, _sample()[0].mean(axis=(1, 2, 3)), atol=1e-5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdrl.encoders import dinov2
+from jaxdrl.encoders import dinov2, preprocess
 from jaxdrl.errors import UserError
 from jaxdrl.tokenizers import Rae
 from jaxdrl.weights import from_torch, model_directory, to_torch
@@ -88,6 +88,6 @@ def test_position_tables_keep_their_class_token_and_their_own_grid():
 def test_bicubic_is_torchs():
     """Rows sum to 1; a = -.75 bends a ramp by 3 / 64 halfway between pixels, where a = -.5 would keep it."""
     for source, target in ((48, 42), (16, 40)):
-        np.testing.assert_allclose(dinov2.bicubic_matrix(source, target).sum(axis=1), 1, rtol=1e-6)
-    ramp = dinov2.bicubic_matrix(20, 40) @ np.arange(20.0)
+        np.testing.assert_allclose(preprocess.resize_matrix(source, target).sum(axis=1), 1, rtol=1e-6)
+    ramp = preprocess.resize_matrix(20, 40) @ np.arange(20.0)
     np.testing.assert_allclose(np.abs(ramp - (np.arange(40) + 0.5) / 2 + 0.5)[6:-6], 3 / 64, rtol=1e-4)

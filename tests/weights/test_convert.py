@@ -158,7 +158,7 @@ def test_resolution_and_classes_are_read_from_the_weights():
     jax.tree.map(np.testing.assert_array_equal, from_torch("SiT-S/8", state, depth=2), params)
     back = to_torch("SiT-S/8", params, depth=2, sample_shape=(64, 64, 4))
     assert back.keys() == state.keys()
-    with pytest.raises(UserError, match="SiT-S/8: .*unknown fields"):
+    with pytest.raises(UserError, match=r"SiT-S/8: .*unknown fields"):
         from_torch("SiT-S/8", state, dept=2)
 
 
@@ -184,7 +184,7 @@ def test_tensors_are_read_once_and_only_when_they_are_converted(tmp_path):
     file = torch_files.read(path)
     lazy = {name: Counted(file._file, name) for name in file}
     del lazy["blocks.2.mlp.fc2.bias"]
-    with pytest.raises(UserError, match="missing: blocks.2.mlp.fc2.bias"):
+    with pytest.raises(UserError, match=r"missing: blocks\.2\.mlp\.fc2\.bias"):
         from_torch(_backbone("sit"), lazy)
     assert set(reads) <= {"pos_embed"}  # which is compared
     reads.clear()

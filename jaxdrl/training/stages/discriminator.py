@@ -7,6 +7,7 @@ validations without improvement training stops. Before anything is tuned the sta
 accuracy, calibration, and the effective sample size of the ideal tilt, for all classes and for each.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,10 +20,10 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxdrl import data
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.evaluation import calibration, sampling, tilt
+from jaxdrl.evaluation import calibration, tilt
 from jaxdrl.rewards import discriminator
-from jaxdrl.training import compute, models
-from jaxdrl.training.batching import in_batches
+from jaxdrl.training import compute, generation, loading, models
+from jaxdrl.training.batching import compiled, in_batches
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
@@ -97,8 +98,8 @@ def run(run: Run) -> dict:
 
 def _train(run: Run, held_out: Pairs) -> State:
     config, settings = run.config, run.config.discriminator
-    encoder_params = models.load_encoder(run.workdir, "reward")
-    encode, base = _encoder(run), models.load_model(run.workdir, "base")
+    encoder_params = loading.load_encoder(config, run.workdir, "reward")
+    images = _images(run)
     source = data.open_split(config.data, data_directory(run), "train")
     seed, flip = stage_seed(config.seed, "discriminator/data"), config.data.horizontal_flip
     # Mirrored like the generator's own data: or mirrored fakes would give themselves away.
@@ -115,7 +116,7 @@ def _train(run: Run, held_out: Pairs) -> State:
         while step < settings.steps and waited < settings.patience:
             refresh = step // _refresh_steps(config)
             if refresh != held_refresh:
-                pairs, held_refresh = _fill(run, base, encode, reals, refresh), refresh
+                pairs, held_refresh = _fill(run, images, reals, refresh), refresh
             current, trained = train_steps(current, pairs, encoder_params, key)
             current, validated = validate(current, held_out)
             step, waited = int(current.step), int(current.waited)
@@ -130,14 +131,15 @@ def _train(run: Run, held_out: Pairs) -> State:
 def _compiled(config: Config):
     """Compiles `validate_every` training steps and one validation."""
     settings, optimizer = config.discriminator, _optimizer(config)
-    network = models.encoder(config, "reward")
+    encode = models.features(config, "reward")
     per_epoch, size = settings.buffer_batches, settings.batch_size
 
     def loss(head, part: Pairs, encoder_params):
         value, metrics = discriminator.loss(head, *part[:4])
         if part.real_images is not None:
-            features = lambda images: network.features(encoder_params, images)["pooled"]  # noqa: E731
-            metrics["r1"] = discriminator.r1_penalty(head, features, part.real_images, part.real_labels)
+            features = lambda images: encode(encoder_params, images)  # noqa: E731
+            images = models.as_float(part.real_images)
+            metrics["r1"] = discriminator.r1_penalty(head, features, images, part.real_labels)
             value = value + 0.5 * settings.r1 * metrics["r1"]
         return value, metrics
 
@@ -189,42 +191,55 @@ def _refresh_steps(config: Config) -> int:
     return config.discriminator.buffer_batches * config.discriminator.buffer_epochs
 
 
-def _encoder(run: Run) -> Callable[[np.ndarray], Float[Array, "n dim"]]:
-    """The reward features of any number of images."""
-    features = jax.jit(models.features(run.config, "reward", models.load_encoder(run.workdir, "reward")))
-    return lambda images: jnp.asarray(in_batches(features, images))
+class Images(NamedTuple):
+    """Where images and their features come from, with all weights bound.
+
+    Attributes:
+        real: Images of the data -> images as the generator could make them, see `generation.reconstruction`.
+        encode: Images -> reward features.
+        fakes: (number, purpose) -> reward features and labels of the base model's samples.
+    """
+
+    real: Callable[[np.ndarray], np.ndarray]
+    encode: Callable[[np.ndarray], np.ndarray]
+    fakes: Callable[[int, str], tuple[np.ndarray, np.ndarray]]
 
 
-def _fill(run: Run, base: PyTree, encode, reals, refresh: int) -> Pairs:
+def _images(run: Run) -> Images:
+    config = run.config
+    encode = compiled(models.features(config, "reward"), loading.load_encoder(config, run.workdir, "reward"))
+    base, decode = loading.load_model(config, run.workdir, "base"), generation.decoder(config)
+
+    def fakes(num: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+        seed, steps = stage_seed(config.seed, f"discriminator/{purpose}"), config.discriminator.sampling_steps
+        return generation.generate(config, base, lambda part: encode(decode(part)), num=num, seed=seed, num_steps=steps)
+
+    return Images(generation.reconstruction(config), encode, fakes)
+
+
+def _fill(run: Run, images: Images, reals, refresh: int) -> Pairs:
     """Draws and encodes the real and fake images of one refresh; a function of the refresh's number alone."""
     settings = run.config.discriminator
-    batch = reals.stacked(refresh * settings.buffer_batches, settings.buffer_batches)
-    real, real_labels = (batch[part].reshape((-1, *batch[part].shape[2:])) for part in ("image", "label"))
-    fake, fake_labels = _fakes(run, base, settings.buffer_batches * settings.batch_size, f"refresh{refresh}")
-    images = jnp.asarray(real) if settings.r1 > 0 else None
-    return Pairs(encode(real), jnp.asarray(real_labels), encode(fake), jnp.asarray(fake_labels), images)
+    features, labels, kept = [], [], []
+    for batch in itertools.islice(reals.stream(refresh * settings.buffer_batches), settings.buffer_batches):
+        real = images.real(batch["image"])
+        features.append(images.encode(real))
+        labels.append(batch["label"])
+        kept += [real] if settings.r1 > 0 else []
+    fake, fake_labels = images.fakes(settings.buffer_batches * settings.batch_size, f"refresh{refresh}")
+    real_images = jnp.asarray(np.concatenate(kept)) if kept else None
+    found = map(jnp.asarray, (np.concatenate(features), np.concatenate(labels), fake, fake_labels))
+    return Pairs(*found, real_images=real_images)
 
 
 def _held_out(run: Run) -> Pairs:
-    """All validation images, and as many fakes, at least 2000."""
-    images, labels = data.load_arrays(data.open_split(run.config.data, data_directory(run), "validation"))
-    num = max(len(images), min(2000, run.config.evaluate.num_samples))
-    fake, fake_labels = _fakes(run, models.load_model(run.workdir, "base"), num, "validation")
-    encode = _encoder(run)
-    return Pairs(encode(data.to_float(images)), jnp.asarray(labels), encode(fake), jnp.asarray(fake_labels), None)
-
-
-def _fakes(run: Run, base: PyTree, num: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
-    config = run.config
-    latents, labels = sampling.sample(
-        models.backbone(config),
-        base,
-        num=num,
-        seed=stage_seed(config.seed, f"discriminator/{purpose}"),
-        num_steps=config.discriminator.sampling_steps,
-        batch_size=config.evaluate.batch_size,
-    )
-    return np.asarray(models.tokenizer(config).decode(jnp.asarray(latents))), labels
+    """Validation images, and as many fakes, at least 2000."""
+    source = data.open_split(run.config.data, data_directory(run), "validation")
+    real, labels = data.load_arrays(source, run.config.evaluate.max_real)
+    images = _images(run)
+    fake, fake_labels = images.fakes(max(len(real), min(2000, run.config.evaluate.num_samples)), "validation")
+    features = in_batches(lambda part: images.encode(images.real(data.to_float(part))), real)
+    return Pairs(*map(jnp.asarray, (features, labels, fake, fake_labels)), real_images=None)
 
 
 def _separability(run: Run, head: PyTree, held_out: Pairs) -> dict:

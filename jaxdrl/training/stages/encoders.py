@@ -11,10 +11,12 @@ import numpy as np
 
 from jaxdrl import data, encoders
 from jaxdrl.algorithms import contrastive, self_distillation
+from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import classifier
-from jaxdrl.training import mesh, models
+from jaxdrl.training import loading, mesh, models
 from jaxdrl.training import state as train_state
+from jaxdrl.training.batching import compiled
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
@@ -43,12 +45,24 @@ def run(run: Run) -> dict:
     directory = run.workdir / name
     for which in ("reward", "judge"):
         path = directory / f"{which}.safetensors"
-        if not path.exists():
+        _check_weights(run.config, which)
+        if not path.exists() and not run.config.encoders[which].weights:
             params = _train(run, which) if run.config.pretrain.from_scratch else assets.load(run.config.name, which)
             template = jax.eval_shape(models.encoder(run.config, which).init, jax.random.key(0))
             files.save_tree(path, files.match(template, params, f"the {which} encoder"))
         result[which] = _quality(run, which)
     return result
+
+
+def _check_weights(config: Config, which: str) -> None:
+    settings = config.encoders[which]
+    if settings.name in encoders.PUBLISHED and not settings.weights:
+        raise UserError(
+            f"config.encoders.{which}.weights: {settings.name} needs the folder of its weights; make it with "
+            f"`jaxdrl convert --model={settings.name} --from=model.safetensors --to=DIR`"
+        )
+    if settings.name not in encoders.PUBLISHED and settings.weights:
+        raise UserError(f"config.encoders.{which}.weights: {settings.name} is trained here; leave it empty")
 
 
 def _train(run: Run, which: str) -> Any:
@@ -101,15 +115,15 @@ def _train(run: Run, which: str) -> Any:
 
 
 def _global_dim(network: encoders.Encoder) -> int:
-    images = jax.ShapeDtypeStruct((1, *network.image_shape), np.float32)
+    images = jax.ShapeDtypeStruct((1, *(network.image_shape or ())), np.float32)
     outputs = jax.eval_shape(lambda images: network.features(network.init(jax.random.key(0)), images), images)
     return outputs["global"].shape[-1]
 
 
 def _quality(run: Run, which: str) -> dict:
     config = run.config
-    params = models.load_encoder(run.workdir, which)
-    features = jax.jit(models.features(config, which, params))
+    params = loading.load_encoder(config, run.workdir, which)
+    features = compiled(models.features(config, which), params)
     (train, train_labels), (held_out, held_out_labels) = (_some_images(run, part) for part in ("train", "validation"))
     found = np.asarray(features(train))
     accuracy = classifier.nearest_neighbours(found, train_labels, np.asarray(features(held_out)), held_out_labels)
@@ -125,9 +139,7 @@ def _quality(run: Run, which: str) -> dict:
 
 
 def _some_images(run: Run, part: str, limit: int = 5000) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = data.load_arrays(data.open_split(run.config.data, data_directory(run), part))
-    chosen = np.random.default_rng(0).permutation(len(images))[:limit]
-    return data.to_float(images[chosen]), labels[chosen]
+    return data.load_arrays(data.open_split(run.config.data, data_directory(run), part), limit)
 
 
 def _effective_rank(features: np.ndarray) -> float:

@@ -8,17 +8,16 @@ All models get the same noise and labels. Samples go through uint8, as published
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from jaxdrl import data
 from jaxdrl.errors import UserError
-from jaxdrl.evaluation import classifier, frechet, memorisation, protocol, sampling, tilt
+from jaxdrl.evaluation import classifier, frechet, memorisation, protocol, tilt
 from jaxdrl.evaluation.sampling import Guidance
 from jaxdrl.evaluation.statistics import Moments
-from jaxdrl.training import models, plateau
-from jaxdrl.training.batching import in_batches
+from jaxdrl.training import generation, loading, models, plateau
+from jaxdrl.training.batching import compiled
 from jaxdrl.training.context import Run
 from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
@@ -68,15 +67,13 @@ def run(run: Run) -> dict:
 
 
 def _split(run: Run, part: str) -> tuple[np.ndarray, np.ndarray]:
-    images, labels = data.load_arrays(data.open_split(run.config.data, data_directory(run), part))
-    return data.to_float(images), labels
+    return data.load_arrays(data.open_split(run.config.data, data_directory(run), part), run.config.evaluate.max_real)
 
 
 def _reward(run: Run) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    function = jax.jit(
-        models.reward(run.config, models.load_encoder(run.workdir, "reward"), models.load_discriminator(run.workdir))
-    )
-    return lambda images, labels: in_batches(function, images, labels)
+    config = run.config
+    weights = (loading.load_encoder(config, run.workdir, "reward"), loading.load_discriminator(run.workdir))
+    return compiled(lambda weights, images, labels: models.reward(config, *weights)(images, labels), weights)
 
 
 def _all_samples(run: Run, validation: np.ndarray, rewards) -> tuple[dict, dict]:
@@ -99,30 +96,22 @@ def _all_samples(run: Run, validation: np.ndarray, rewards) -> tuple[dict, dict]
 
 
 def _draw(run: Run, row: str, model: str, num: int, guidance: Guidance | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """One row's images, from its file if there is one. They have been rounded to uint8 and are in [-1, 1] again."""
+    """One row's uint8 images, from its file if there is one."""
     path = run.workdir / name / f"{row}.safetensors"
     if path.exists():
         kept = files.load_tree(path)
-        return data.to_float(kept["images"]), kept["labels"]
+        return kept["images"], kept["labels"]
     purpose = "pool" if row == "pool" else "samples"
-    images, labels = _generate(run, model, num, stage_seed(run.config.seed, f"evaluate/{purpose}"), guidance)
-    quantised = data.to_uint8(images)
-    files.save_tree(path, {"images": quantised, "labels": labels})
-    return data.to_float(quantised), labels
+    params = loading.load_model(run.config, run.workdir, model)
+    images, labels = _generate(run, params, num, stage_seed(run.config.seed, f"evaluate/{purpose}"), guidance)
+    files.save_tree(path, {"images": images, "labels": labels})
+    return images, labels
 
 
-def _generate(run: Run, model: str, num: int, seed: int, guidance: Guidance | None) -> tuple[np.ndarray, np.ndarray]:
-    settings = run.config.evaluate
-    latents, labels = sampling.sample(
-        models.backbone(run.config),
-        models.load_model(run.workdir, model),
-        num=num,
-        seed=seed,
-        num_steps=settings.sampling_steps,
-        batch_size=settings.batch_size,
-        guidance=guidance,
-    )
-    return np.asarray(models.tokenizer(run.config).decode(jnp.asarray(latents))), labels
+def _generate(run: Run, params: PyTree, num: int, seed: int, guidance: Guidance | None) -> tuple[np.ndarray, np.ndarray]:
+    steps = run.config.evaluate.sampling_steps
+    finish = generation.as_bytes(run.config)
+    return generation.generate(run.config, params, finish, num=num, seed=seed, num_steps=steps, guidance=guidance)
 
 
 def _choose_guidance(run: Run, model: str, validation: np.ndarray) -> dict[str, Any]:
@@ -135,11 +124,12 @@ def _choose_guidance(run: Run, model: str, validation: np.ndarray) -> dict[str, 
     judge = plateau.spaces(run)["judge"]
     reference = frechet.Reference(Moments.of(judge(validation)))
     seed, found = stage_seed(run.config.seed, "evaluate/guidance"), []
+    params = loading.load_model(run.config, run.workdir, model)
     for scale in settings.guidance_scales:
         for interval in settings.guidance_intervals:
             guidance = Guidance(float(scale), (float(interval[0]), float(interval[1])))
-            images, _ = _generate(run, model, settings.guidance_samples, seed, guidance)
-            distance = reference.distance(Moments.of(judge(data.to_float(data.to_uint8(images)))))
+            images, _ = _generate(run, params, settings.guidance_samples, seed, guidance)
+            distance = reference.distance(Moments.of(judge(images)))
             found.append((distance, guidance))
     distance, best = min(found, key=lambda pair: pair[0])
     kept = {"scale": np.float64(best.scale), "interval": np.array(best.interval), "judge": np.float64(distance)}
@@ -166,9 +156,10 @@ def _tables(run: Run, rows: dict) -> dict[str, Any]:
 def _single_numbers(run: Run, splits: dict, samples: dict, rewards) -> dict[str, Any]:
     """Accuracy, memorisation and rewards by row; effective sample size, share of the ideal shift, KL spent."""
     settings = run.config.evaluate
-    machine = classifier.PixelClassifier(*splits["train"])
-    flat = lambda images: protocol.spread(images.reshape(len(images), -1), 5000)  # noqa: E731
-    train, held_out = splits["train"][0].reshape(len(splits["train"][0]), -1), flat(splits[settings.split][0])
+    pixels = lambda images: plateau.thumbnails(images, 64)  # noqa: E731
+    machine = classifier.PixelClassifier(pixels(splits["train"][0]), splits["train"][1])
+    flat = lambda images: protocol.spread(pixels(images), 5000)  # noqa: E731
+    train, held_out = pixels(splits["train"][0]), flat(splits[settings.split][0])
     shown = {row: part for row, part in samples.items() if row != "pool"}
     means = {row: float(rewards(*part).mean()) for row, part in shown.items()}
     means["data"] = float(rewards(*splits[settings.split]).mean())
@@ -179,7 +170,10 @@ def _single_numbers(run: Run, splits: dict, samples: dict, rewards) -> dict[str,
     energies = [line["control_energy"] for line in read_metrics(run.workdir) if line["stage"] == "posttrain"]
     kl = float(np.mean(energies[-max(1, len(energies) // 8) :]))
     return {
-        "accuracy": {row: machine.accuracy(*part) for row, part in (shown | {"floor": splits[settings.split]}).items()},
+        "accuracy": {
+            row: machine.accuracy(pixels(images), labels)
+            for row, (images, labels) in (shown | {"floor": splits[settings.split]}).items()
+        },
         "memorisation": {row: memorisation.copies(flat(part[0]), train, held_out) for row, part in shown.items()}
         | {"floor": 0.05},
         "reward_mean": means,
@@ -194,12 +188,11 @@ def _single_numbers(run: Run, splits: dict, samples: dict, rewards) -> dict[str,
 def _keep_for_report(run: Run, splits: dict, samples: dict, spaces: dict, rewards) -> None:
     """Grids, scatter plots and logits, in one file."""
     config = run.config
-    count = 8 * config.data.num_classes
-    order = np.arange(count).reshape(8, config.data.num_classes).T.reshape(-1)
-    kept = {f"grid_{row}": data.to_uint8(samples[row][0][order % len(samples[row][0])]) for row in ("base", "tuned")}
+    classes = min(config.data.num_classes, 20)
+    firsts = lambda labels: np.concatenate([np.resize(np.flatnonzero(labels == y), 8) for y in range(classes)])  # noqa: E731
+    kept = {f"grid_{row}": samples[row][0][firsts(samples[row][1])] for row in ("base", "tuned")}
     real = splits[config.evaluate.split]
-    firsts = [np.resize(np.flatnonzero(real[1] == label), 8) for label in range(config.data.num_classes)]
-    kept["grid_real"] = data.to_uint8(real[0][np.concatenate(firsts)])
+    kept["grid_real"] = real[0][firsts(real[1])]
     shown = {"data": real[0], "base": samples["base"][0], "tuned": samples["tuned"][0]}
     for space in ("reward", "judge"):
         project = protocol.principal_plane(spaces[space](real[0]))

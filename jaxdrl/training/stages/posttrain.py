@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdrl.algorithms import adjoint_matching
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow.memoryless import Schedule
-from jaxdrl.training import compute, mesh, models, state
+from jaxdrl.training import compute, loading, mesh, models, state
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
@@ -23,6 +23,15 @@ from jaxdrl.training.randomness import stage_key
 from jaxdrl.weights import files
 
 name = "posttrain"
+
+
+class Frozen(NamedTuple):
+    """What the step reads and never changes: the KL reference and the way from its space to the reward."""
+
+    base: PyTree
+    tokenizer: PyTree
+    encoder: PyTree
+    head: PyTree
 
 
 class State(NamedTuple):
@@ -47,10 +56,9 @@ def run(run: Run) -> dict:
     """
     config, options = run.config, run.config.posttrain
     settings = settings_from(config)
-    base = models.load_model(run.workdir, "base")
-    encoder_params = models.load_encoder(run.workdir, "reward")
-    head = models.load_discriminator(run.workdir)
-    frozen = mesh.place((base, encoder_params, head), run.mesh)
+    base = loading.load_model(config, run.workdir, "base")
+    reward = (loading.load_encoder(config, run.workdir, "reward"), loading.load_discriminator(run.workdir))
+    frozen = mesh.place(Frozen(base, loading.load_tokenizer(config), *reward), run.mesh)
     step_fn = compile_step(config, settings, run.mesh)
     writer, key, metrics = run.writer.for_stage(name), stage_key(config.seed, name), {}
     start = initial_state(config, base)
@@ -142,7 +150,7 @@ def initial_state(config: Config, base) -> State:
 
 
 def compile_step(config: Config, settings: adjoint_matching.Settings, devices: jax.sharding.Mesh):
-    """Builds the jitted step: (state, (base, encoder, head), key) -> (state, metrics).
+    """Builds the jitted step: (state, frozen, key) -> (state, metrics).
 
     Args:
         config: A run's config.
@@ -152,7 +160,7 @@ def compile_step(config: Config, settings: adjoint_matching.Settings, devices: j
     Returns:
         The compiled function; the state is donated, the frozen weights are not.
     """
-    options, network, pixels = config.posttrain, models.backbone(config), models.tokenizer(config)
+    options, network, tokenizer = config.posttrain, models.backbone(config), models.tokenizer(config)
     optimizer, _ = _optimizer(config)
     batches = options.buffer_size // options.batch_size
 
@@ -177,9 +185,8 @@ def compile_step(config: Config, settings: adjoint_matching.Settings, devices: j
 
         return jax.lax.scan(minibatch, carry, (order, keys))
 
-    def step(current: State, frozen, key):
-        base, encoder_params, head = frozen
-        reward = models.reward(config, encoder_params, head)
+    def step(current: State, frozen: Frozen, key):
+        reward = models.reward(config, frozen.encoder, frozen.head)
         key = jax.random.fold_in(key, current.refresh)
         noise_key, sde_key, update_key = jax.random.split(key, 3)
         noise = jax.random.normal(noise_key, (options.buffer_size, *network.sample_shape), jnp.float32)
@@ -188,8 +195,10 @@ def compile_step(config: Config, settings: adjoint_matching.Settings, devices: j
 
         def collect(part):
             noise, labels, key = part
-            scored = lambda x, y: reward(pixels.decode(x), y)  # noqa: E731
-            return adjoint_matching.collect(network.velocity, current.model.params, base, scored, noise, labels, key, settings)
+            scored = lambda x, y: reward(tokenizer.decode(frozen.tokenizer, x), y)  # noqa: E731
+            return adjoint_matching.collect(
+                network.velocity, current.model.params, frozen.base, scored, noise, labels, key, settings
+            )
 
         buffer, collected = _in_chunks(collect, noise, labels, sde_key, options.rollout_batch)
         carry, metrics = jax.lax.scan(

@@ -19,7 +19,7 @@ from jaxdrl import data
 from jaxdrl.algorithms import flow_matching
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.training import compute, mesh, models, plateau, state
+from jaxdrl.training import compute, generation, loading, mesh, models, plateau, state
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
@@ -33,6 +33,8 @@ name = "pretrain"
 def run(run: Run) -> dict:
     """Trains the base, or takes it from the package; writes `model.safetensors` (EMA) and `state.safetensors` (the trunk).
 
+    Where `config.backbone.weights` names converted weights, they are the base, and nothing is trained or written.
+
     Args:
         run: The run.
 
@@ -43,6 +45,8 @@ def run(run: Run) -> dict:
         UserError: If the package ships no base for this recipe and `from_scratch` is off, or REPA is to be trained from scratch.
     """
     config, directory = run.config, run.workdir / name
+    if config.backbone.weights:
+        return _given(run)
     directory.mkdir(parents=True, exist_ok=True)
     template = initial_state(config)
     if config.pretrain.from_scratch:
@@ -64,6 +68,26 @@ def run(run: Run) -> dict:
         "parameters": models.backbone(config).num_params,
         "fingerprint": files.fingerprint(base),
         "shipped_fingerprint": assets.fingerprints(config.name).get("base", ""),
+    }
+
+
+def _given(run: Run) -> dict:
+    """Checks that the given weights fit, before later stages need them."""
+    config = run.config
+    if config.pretrain.from_scratch:
+        raise UserError("config.pretrain.from_scratch and config.backbone.weights exclude each other; unset one")
+    if config.evaluate.controls:
+        raise UserError(
+            "config.evaluate.controls continues the base's own training, whose state converted weights do not have; "
+            "set --config.evaluate.controls=false"
+        )
+    base = loading.load_model(config, run.workdir, "base")
+    loading.load_tokenizer(config)
+    return {
+        "from_scratch": False,
+        "weights": config.backbone.weights,
+        "parameters": models.backbone(config).num_params,
+        "fingerprint": files.fingerprint(base),
     }
 
 
@@ -140,6 +164,7 @@ def train(
     )
     measure = plateau.measure(run) if curve else None
     key, chunk = stage_key(config.seed, "pretrain"), _chunk(config)
+    tokenizer_params = mesh.place(loading.load_tokenizer(config), run.mesh)
     step_fn = _compiled(run, _optimizer(config, (first, first + count) if decay else None))
     folder, shown = ("checkpoints_decay", f"{stage} decay") if decay else ("checkpoints", stage)
     with Checkpoints(run.workdir / stage / folder, config.runtime.checkpoint_seconds) as checkpoints:
@@ -152,7 +177,7 @@ def train(
         stream = batches.stream(step, chunk)
         while step < first + count:
             batch = next(stream)
-            current, losses = step_fn(current, batch["image"], batch["label"], key)
+            current, losses = step_fn(current, tokenizer_params, batch["image"], batch["label"], key)
             step += chunk
             loss = float(np.mean(losses))
             writer.write_scalars(step, {"loss": loss})
@@ -186,20 +211,22 @@ def _optimizer(config: Config, decay: tuple[int, int] | None = None):
 
 
 def _compiled(run: Run, optimizer):
-    """Compiles `chunk` training steps: (state, images [n, b, ...], labels [n, b], key) -> (state, losses [n])."""
+    """Compiles `chunk` training steps: (state, tokenizer, images [n, b, ...], labels [n, b], key) -> (state, losses [n])."""
     config = run.config
-    network, pixels = models.backbone(config), models.tokenizer(config)
+    network, encode = models.backbone(config), generation.encode_batch(config)
     settings = config.pretrain
 
-    def step(current, batch, key):
+    def step(current, tokenizer_params, batch, key):
         images, labels = (mesh.constrain_batch(part, run.mesh) for part in batch)
+        key = jax.random.fold_in(key, current.step)
+        latents = encode(tokenizer_params, images, jax.random.fold_in(key, 1))
         loss, grads = jax.value_and_grad(
             lambda params: flow_matching.loss(
                 network.velocity,
                 params,
-                pixels.encode(images),
+                latents,
                 labels,
-                jax.random.fold_in(key, current.step),
+                key,
                 label_dropout=settings.label_dropout,
                 null_label=network.null_label,
             )
@@ -207,7 +234,7 @@ def _compiled(run: Run, optimizer):
         return state.apply_gradients(current, grads, optimizer, settings.ema_decay), loss
 
     @jax.jit
-    def steps(current, images, labels, key):
-        return jax.lax.scan(lambda carry, batch: step(carry, batch, key), current, (images, labels))
+    def steps(current, tokenizer_params, images, labels, key):
+        return jax.lax.scan(lambda carry, batch: step(carry, tokenizer_params, batch, key), current, (images, labels))
 
     return steps

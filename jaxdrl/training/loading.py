@@ -1,0 +1,123 @@
+"""The weights of a run: made by its stages, converted from their authors' files, or drawn for tests."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from jaxdrl.backbones import stack
+from jaxdrl.config import Config
+from jaxdrl.errors import UserError
+from jaxdrl.training import models
+from jaxdrl.training.randomness import stage_key
+from jaxdrl.weights import files, model_directory
+
+MODELS = {"base": "pretrain", "tuned": "posttrain", "longer": "longer"}
+
+
+def load_model(config: Config, workdir: Path, name: str) -> PyTree:
+    """Loads a generator's weights.
+
+    Args:
+        config: A run's config.
+        workdir: Of the run.
+        name: "base", "tuned" or "longer" (the continued-pretraining control).
+
+    Returns:
+        The parameter tree.
+
+    Raises:
+        UserError: If the stage that makes it has not been run.
+    """
+    if name not in MODELS:
+        raise UserError(f"--model: {name!r} is unknown; choose one of {', '.join(MODELS)}")
+    if name == "base" and config.backbone.weights:
+        return _given(models.backbone(config), config, "backbone", config.backbone.weights)
+    return _load(workdir / MODELS[name] / "model.safetensors", MODELS[name])
+
+
+def load_encoder(config: Config, workdir: Path, which: str) -> PyTree:
+    """Loads the weights of an encoder.
+
+    Args:
+        config: A run's config.
+        workdir: Of the run.
+        which: "reward" or "judge".
+
+    Returns:
+        The parameter tree.
+
+    Raises:
+        UserError: If the encoders stage has not been run.
+    """
+    if config.encoders[which].weights:
+        return _given(models.encoder(config, which), config, f"encoders/{which}", config.encoders[which].weights)
+    return _load(workdir / "encoders" / f"{which}.safetensors", "encoders")
+
+
+def load_tokenizer(config: Config) -> PyTree:
+    """Loads the tokenizer's weights.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        The parameter tree; empty for pixels.
+
+    Raises:
+        UserError: If the tokenizer needs weights and the config names none.
+    """
+    network, place = models.tokenizer(config), config.tokenizer.weights
+    if config.tokenizer.name == "pixels":
+        return {}
+    if not place:
+        raise UserError(
+            f"config.tokenizer.weights: {config.tokenizer.name} needs the folder of its weights; make it with "
+            f"`jaxdrl convert --model={config.tokenizer.name} --from=FILE --to=DIR`"
+        )
+    return _given(network, config, "tokenizer", place)
+
+
+def load_discriminator(workdir: Path) -> PyTree:
+    """Loads the discriminator's head.
+
+    Args:
+        workdir: Of the run.
+
+    Returns:
+        The parameter tree.
+
+    Raises:
+        UserError: If the discriminator stage has not been run.
+    """
+    return _load(workdir / "discriminator" / "model.safetensors", "discriminator")
+
+
+def _given(network: Any, config: Config, purpose: str, place: str) -> PyTree:
+    """Weights from a folder, stacked where the run scans its layers; or drawn."""
+    template = jax.eval_shape(network.init, jax.random.key(0))
+    if place == models.RANDOM:
+        return _drawn(template, stage_key(config.seed, f"random/{purpose}"))
+    params = stack.stacked(model_directory.load(Path(place))[1], template)
+    return files.match(template, params, place)
+
+
+def _drawn(template: PyTree, key: Any) -> PyTree:
+    """No leaf at its initial value: fresh adaLN networks are zero everywhere, and so would be every gradient."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
+    keys = jax.random.split(key, len(leaves))
+
+    def draw(path, leaf, key):
+        around = 1.0 if str(path[-1].key) in ("scale", "weight", "var") else 0.0
+        return around + 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype)
+
+    drawn = [draw(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)]
+    return jax.tree_util.tree_unflatten(structure, drawn)
+
+
+def _load(path: Path, stage: str) -> PyTree:
+    if not path.exists():
+        raise UserError(f"{path} is missing; run `jaxdrl {stage if stage != 'longer' else 'run'} --workdir={path.parent.parent}`")
+    return jax.tree.map(jnp.asarray, files.load_tree(path))
