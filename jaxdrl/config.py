@@ -94,6 +94,61 @@ def small(config: Config) -> Config:
     return config
 
 
+def published(config: Config) -> Config:
+    """The paper's settings that its four published generators share (arXiv 2606.19162, App. H and I), on ImageNet at 256 pixels.
+
+    lambda = 10 with R1 = 1e-5 is the paper's recommended default, lambda = 1 without R1 its theory setting. 3000 gradient steps, of
+    which a refresh of the buffer gives `epochs * (buffer_size // batch_size)`.
+
+    Args:
+        config: A recipe; changed in place.
+
+    Returns:
+        The same config.
+    """
+    config.data.update(name="imagenet2012", image_shape=(256, 256, 3), num_classes=1000, validation_fraction=0.04)
+    config.data.update(horizontal_flip=True, in_memory=False, workers=8)
+    config.encoders.reward.update(name="dinov2-large", weights="models/dinov2-large")
+    config.encoders.judge.update(name="dinov2-with-registers-large", weights="models/dinov2-with-registers-large")
+    config.backbone.update(dtype="bfloat16", remat="full", scan_layers=True)
+    config.discriminator.r1 = 1e-5
+    config.posttrain.rollout_batch = 256
+    config.evaluate.update(num_samples=50000, batch_size=256, tilt_pool=1, controls=False, to_uint8="truncate")
+    config.evaluate.update(guidance_scales=tuple(1 + step / 4 for step in range(1, 9)), guidance_samples=10000)
+    return config
+
+
+def tiny_published(config: Config, backbone: dict[str, Any], image_side: int, tokenizer: dict[str, Any] | None = None) -> Config:
+    """Shrinks a recipe for a published generator: the same networks in small, on drawn weights and generated images.
+
+    Args:
+        config: A recipe; changed in place.
+        backbone: Fields of the generator.
+        image_side: Of the images.
+        tokenizer: Fields of the tokenizer, if it has weights.
+
+    Returns:
+        The same config.
+    """
+    config = tiny(config)
+    config.data.update(name="synthetic", image_shape=(image_side, image_side, 3), num_classes=10, in_memory=True, workers=0)
+    config.data.examples_per_class = 12
+    config.pretrain.from_scratch = False
+    for which in ("reward", "judge"):
+        fields = {"width": 16, "depth": 1, "num_heads": 2, "resolution": 28}
+        config.encoders[which].weights = "random"
+        config.encoders[which].fields = ml_collections.ConfigDict(fields)
+    config.backbone.weights = "random"
+    config.backbone.fields = ml_collections.ConfigDict(backbone)
+    if tokenizer is not None:
+        config.tokenizer.weights = "random"
+        config.tokenizer.fields = ml_collections.ConfigDict(tokenizer)
+    config.discriminator.update(steps=10, buffer_batches=1, buffer_epochs=10, validate_every=10)
+    config.posttrain.update(refreshes=1, epochs=1)
+    config.evaluate.update(num_samples=40, sampling_steps=3, batch_size=20, tilt_pool=1, best_guidance=False)
+    return config
+
+
 def check_variant(variant: str) -> None:
     """Refuses a variant that a recipe does not have.
 
@@ -278,6 +333,7 @@ def _evaluate() -> Config:
             "kernel_subsets": 100,
             "kernel_subset_size": 500,
             "bootstrap": 50,
-            "controls": True,  # continued pretraining and best guidance
+            "controls": True,  # continued pretraining at equal compute
+            "best_guidance": True,  # base and tuned model with their best guidance
         }
     )

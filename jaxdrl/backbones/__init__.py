@@ -154,7 +154,8 @@ def _build(name: str, family: str, items: tuple[tuple[str, Any], ...]) -> Backbo
         return dit.velocity_from_noise(noise, x, t)
 
     def from_image(params: PyTree, x: Any, t: Any, y: Any) -> Any:
-        return jit.velocity(predict(params, x, t, y), x, t)
+        scale = fields.get("noise_scale", 1.0)
+        return jit.velocity(predict(params, scale * x, t, y) / scale, x, t)
 
     def aligned(params: PyTree, x: Any, t: Any, y: Any) -> Any:
         value, projections = module.apply({"params": params}, x, 1 - t, y, aligned=True)

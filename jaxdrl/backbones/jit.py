@@ -6,6 +6,11 @@ and z = t x + (1 - t) e,
 
     v = (x' - z) / max(1 - t, t_eps),     t_eps = 0.05                       (1)
 
+At 512 and 1024 pixels the authors' noise is s = 2 and 4 times as large: z = t x + (1 - t) s e. Then z / s is on the linear path of the
+data x / s, which is how it is seen here (`noise_scale` of the network, `scale` of the tokenizer "pixels"):
+
+    v(z / s, t) = ((x' / s) - (z / s)) / max(1 - t, t_eps)                   (2)
+
 A bottleneck embeds patches, RMSNorm and SwiGLU take the places of LayerNorm and GELU, q and k are normalised and turned (rotary), and
 from block `context_start` on `context_length` class tokens stand in front of the image's; they are cut off before the last layer.
 The authors drop activations in the middle half of JiT-H and JiT-G while they pretrain; nothing is dropped here.
@@ -47,6 +52,7 @@ class JiT(nn.Module):
         context_length: How many class tokens.
         mlp_ratio: The SwiGLU's hidden width is two thirds of this times the width.
         frequency_dim: Of the time features.
+        noise_scale: s of (2); read by `backbones.create`, whose samples are then z / s.
         dtype: Of the matmuls; weights, norms, logits and output stay float32.
         remat: What the backward pass computes again, a name in `stack.REMAT`.
         scan_layers: See `stack.py`.
@@ -64,6 +70,7 @@ class JiT(nn.Module):
     context_length: int = 32
     mlp_ratio: float = 4.0
     frequency_dim: int = 256
+    noise_scale: float = 1.0
     dtype: Any = jnp.float32
     remat: str = "none"
     scan_layers: bool = False

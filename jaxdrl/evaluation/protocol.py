@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 
 from jaxdrl.evaluation import frechet, kernel, manifold
 from jaxdrl.evaluation.statistics import Moments
@@ -62,7 +62,7 @@ def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], sett
     }
 
 
-def spread(values: Float[np.ndarray, "n ..."], limit: int) -> Float[np.ndarray, "m ..."]:
+def spread(values: Shaped[np.ndarray, "n ..."], limit: int) -> Shaped[np.ndarray, "m ..."]:
     """At most `limit` rows, drawn without replacement by a fixed seed (a stride would drop classes).
 
     Args:

@@ -132,15 +132,22 @@ def _reading(report: Mapping[str, Any]) -> str:
     control, guidance = report.get("control") or {}, report.get("guidance") or {}
     if "total_steps" in control:
         rows.append(
-            f"Controls: <b>longer pretraining</b> goes on for {control['steps']} more steps, the operations that discriminator and RL "
-            "took together; <b>best guidance</b> is the scale and interval with the least judge distance to the validation images ("
-            + "; ".join(
-                f"{'DRL' if 'tuned' in name else 'base'}: {g['scale']:g} on {g['interval']}" for name, g in guidance.items()
-            )
-            + "), and costs two evaluations a step."
+            f"Control: <b>longer pretraining</b> goes on for {control['steps']} more steps, the operations that discriminator and RL "
+            "took together."
         )
-    else:
-        rows.append("The controls (longer pretraining, best guidance) were switched off for this run.")
+    if guidance:
+        chosen = "; ".join(
+            f"{'DRL' if 'tuned' in name else 'base'}: {g['scale']:g} on {g['interval']}" for name, g in guidance.items()
+        )
+        rows.append(
+            "<b>Best guidance</b> is the scale and interval with the least judge distance to the validation images "
+            f"({chosen}), and costs two evaluations a step."
+        )
+    missing = [
+        what for what, there in (("longer pretraining", "total_steps" in control), ("best guidance", guidance)) if not there
+    ]
+    if missing:
+        rows.append(f"Not in this run: {', '.join(missing)}.")
     return "".join(f"<p>{row}</p>" for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""The tokenizer of generators that work on pixels: the identity, with no weights."""
+"""The tokenizer of generators that work on pixels: the identity, or a division by a constant; no weights."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,13 @@ from jaxtyping import Array, Float, Key, PyTree
 
 @dataclass(frozen=True, kw_only=True)
 class Pixels:
-    """Images are their own latents."""
+    """Images are their own latents.
+
+    Attributes:
+        scale: Latents are images / scale, for generators that were trained with noise of this size (JiT at 512 pixels: 2).
+    """
+
+    scale: float = 1.0
 
     def init(self, key: Key[Array, ""]) -> PyTree:
         """There are no weights.
@@ -24,7 +30,7 @@ class Pixels:
     def encode(
         self, params: PyTree, images: Float[Array, "batch h w c"], key: Key[Array, ""] | None = None
     ) -> Float[Array, "batch h w c"]:
-        """Returns the images.
+        """Divides by the scale.
 
         Args:
             params: An empty tree.
@@ -32,23 +38,23 @@ class Pixels:
             key: Unused.
 
         Returns:
-            The same.
+            Latents.
         """
         del params, key
-        return images
+        return images if self.scale == 1 else images / self.scale
 
     def decode(self, params: PyTree, latents: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
-        """Returns the latents, unclipped, so that gradients pass everywhere.
+        """Multiplies by the scale, unclipped, so that gradients pass everywhere.
 
         Args:
             params: An empty tree.
-            latents: Images.
+            latents: From `encode`, or generated.
 
         Returns:
-            The same.
+            Images.
         """
         del params
-        return latents
+        return latents if self.scale == 1 else latents * self.scale
 
     def latent_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Returns the image's shape.

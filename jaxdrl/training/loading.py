@@ -5,13 +5,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxdrl.backbones import stack
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.training import models
-from jaxdrl.training.randomness import stage_key
+from jaxdrl.training.randomness import stage_seed
 from jaxdrl.weights import files, model_directory
 
 MODELS = {"base": "pretrain", "tuned": "posttrain", "longer": "longer"}
@@ -99,22 +100,20 @@ def _given(network: Any, config: Config, purpose: str, place: str) -> PyTree:
     """Weights from a folder, stacked where the run scans its layers; or drawn."""
     template = jax.eval_shape(network.init, jax.random.key(0))
     if place == models.RANDOM:
-        return _drawn(template, stage_key(config.seed, f"random/{purpose}"))
+        return _drawn(template, stage_seed(config.seed, f"random/{purpose}"))
     params = stack.stacked(model_directory.load(Path(place))[1], template)
     return files.match(template, params, place)
 
 
-def _drawn(template: PyTree, key: Any) -> PyTree:
+def _drawn(template: PyTree, seed: int) -> PyTree:
     """No leaf at its initial value: fresh adaLN networks are zero everywhere, and so would be every gradient."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(template)
-    keys = jax.random.split(key, len(leaves))
+    rng = np.random.default_rng(seed)
 
-    def draw(path, leaf, key):
+    def draw(path, leaf):
         around = 1.0 if str(path[-1].key) in ("scale", "weight", "var") else 0.0
-        return around + 0.05 * jax.random.normal(key, leaf.shape, leaf.dtype)
+        return jnp.asarray(around + 0.05 * rng.standard_normal(leaf.shape, np.float32))
 
-    drawn = [draw(path, leaf, k) for (path, leaf), k in zip(leaves, keys, strict=True)]
-    return jax.tree_util.tree_unflatten(structure, drawn)
+    return jax.tree_util.tree_map_with_path(draw, template)
 
 
 def _load(path: Path, stage: str) -> PyTree:

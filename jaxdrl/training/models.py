@@ -69,7 +69,7 @@ def backbone(config: Config) -> backbones.Backbone:
         fields = data | {
             key: settings[key] for key in ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "frequency_dim")
         }
-    if name.startswith("SiT") and not stored:
+    if name.startswith("SiT") and not settings.weights:
         fields["learn_sigma"] = False
     if settings.spectral != "none":
         options |= {"spectral": settings.spectral, "gate_scale": settings.gate_scale}

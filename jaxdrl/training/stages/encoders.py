@@ -56,6 +56,7 @@ def run(run: Run) -> dict:
 
 def _check_weights(config: Config, which: str) -> None:
     settings = config.encoders[which]
+    models.encoder(config, which)
     if settings.name in encoders.PUBLISHED and not settings.weights:
         raise UserError(
             f"config.encoders.{which}.weights: {settings.name} needs the folder of its weights; make it with "

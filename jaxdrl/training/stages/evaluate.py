@@ -88,6 +88,7 @@ def _all_samples(run: Run, validation: np.ndarray, rewards) -> tuple[dict, dict]
     samples["pool"] = (pool, pool_labels)
     if settings.controls:
         samples["longer_pretraining"] = _draw(run, "longer_pretraining", "longer", num)
+    if settings.best_guidance:
         for row, model in (("best_cfg", "base"), ("tuned_best_cfg", "tuned")):
             guidance[row] = _choose_guidance(run, model, validation)
             best = Guidance(guidance[row]["scale"], tuple(guidance[row]["interval"]))

@@ -52,7 +52,7 @@ def run(run: Run) -> dict:
         refreshes, gradient steps, the last refresh's metrics and the operations spent.
 
     Raises:
-        UserError: If the algorithm is unknown, or the buffer is not a whole number of batches.
+        UserError: If the algorithm is unknown, or the buffer is smaller than a batch.
     """
     config, options = run.config, run.config.posttrain
     settings = settings_from(config)
@@ -104,9 +104,9 @@ def settings_from(config: Config) -> adjoint_matching.Settings:
     options = config.posttrain
     if options.algorithm != "adjoint_matching":
         raise UserError(f"config.posttrain.algorithm: {options.algorithm!r} is unknown; it must be adjoint_matching")
-    if options.buffer_size % options.batch_size:
+    if options.buffer_size < options.batch_size:
         raise UserError(
-            f"config.posttrain.buffer_size ({options.buffer_size}) must be a multiple of batch_size ({options.batch_size})"
+            f"config.posttrain.buffer_size ({options.buffer_size}) must be at least batch_size ({options.batch_size})"
         )
     if options.rollout_batch and options.buffer_size % options.rollout_batch:
         raise UserError(
@@ -175,7 +175,9 @@ def compile_step(config: Config, settings: adjoint_matching.Settings, devices: j
 
     def epoch(carry, key, buffer):
         order_key, step_key = jax.random.split(key)
-        order = jax.random.permutation(order_key, options.buffer_size).reshape(batches, options.batch_size)
+        order = jax.random.permutation(order_key, options.buffer_size)
+        # What does not fill a batch is left out, other trajectories in each epoch.
+        order = order[: batches * options.batch_size].reshape(batches, options.batch_size)
         keys = jax.random.split(step_key, batches)
 
         def minibatch(carry, inputs):
