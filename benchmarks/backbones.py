@@ -1,29 +1,21 @@
 r"""Forward pass, gradient with respect to the input and train step of published networks, beside their PyTorch originals.
 
-    python benchmarks/backbones.py --code=DIR --models=SiT-B/2,JiT-B/16,DiTDH-B --batch=2 --rounds=5 [--compile] [--dtype=bfloat16]
+    python benchmarks/backbones.py --code=DIR --models=SiT-B/2,JiT-B/16,DiTDH-B --batch=2 --rounds=5 [--compile] [--scan]
 
-DIR holds clones of willisma/SiT (folder SiT), LTH14/JiT (JiT) and bytetriper/RAE (RAE). The same weights, the same inputs, the same
+DIR holds clones of the authors' repositories, see tests/golden/official.py. The same weights, the same inputs, the same
 threads; jax and torch take turns, and the median of the rounds is shown, with compile times apart. Outputs are compared first: a
 fast wrong network is worth nothing. On CPU in float32 by default; on a GPU both run where they find one.
 """
 
 import argparse
-import importlib
 import json
 import os
 import statistics
 import sys
 import time
-import types
 from pathlib import Path
 
 import numpy as np
-
-PLACES = {
-    "SiT": ("SiT", "models", "SiT_models", "SiT"),
-    "JiT": ("JiT", "model_jit", "JiT_models", "JiT"),
-    "DiTDH": ("RAE/src", "stage2.models.DDT", None, "DiTwDDTHead"),
-}
 
 
 def main() -> None:
@@ -35,6 +27,8 @@ def main() -> None:
     parser.add_argument("--rounds", default=5, type=int)
     parser.add_argument("--compile", action="store_true", help="time torch.compile too")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--scan", action="store_true", help="scan over layers")
+    parser.add_argument("--remat", default="none")
     parser.add_argument("--out", type=Path, help="also write JSON")
     options = parser.parse_args()
     if not options.compile:
@@ -63,13 +57,16 @@ def measure(model: str, options: argparse.Namespace) -> list[dict]:
     """
     import jax
     import jax.numpy as jnp
-    import torch
 
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.golden import official
+
+    torch = official.prepare()
     from jaxdrl import backbones
     from jaxdrl.weights import from_torch
 
-    network = backbones.create(model, dtype=options.dtype)
-    theirs = original(model, options.code, torch)
+    network = backbones.create(model, dtype=options.dtype, scan_layers=options.scan, remat=options.remat)
+    theirs = official.published(model, options.code)
     rng = np.random.default_rng(0)
     state = {key: value.numpy() for key, value in theirs.state_dict().items()}
     learned = {key for key, parameter in theirs.named_parameters() if parameter.requires_grad}
@@ -77,7 +74,9 @@ def measure(model: str, options: argparse.Namespace) -> list[dict]:
     theirs.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
     x = rng.standard_normal((options.batch, *network.sample_shape)).astype(np.float32)
     t, y = rng.uniform(size=options.batch).astype(np.float32), np.arange(options.batch, dtype=np.int32)
-    ours = jax_passes(network, jax.tree.map(jnp.asarray, from_torch(network, state)), x, t, y)
+    params = jax.tree.map(jnp.asarray, from_torch(network, state))
+    del state
+    ours = jax_passes(network, params, x, t, y)
     rivals = {"torch": torch_passes(theirs, x, t, y, torch, options.dtype)}
     if options.compile:
         rivals["compiled"] = torch_passes(torch.compile(theirs), x, t, y, torch, options.dtype)
@@ -207,37 +206,6 @@ def torch_passes(theirs, x, t, y, torch, dtype: str) -> dict:
         wait()
 
     return {"forward": forward, "input gradient": gradient, "train step": step}
-
-
-def original(model: str, code: Path, torch):
-    """The authors' module of a published size.
-
-    Args:
-        model: A published name.
-        code: Where their repositories are.
-        torch: The library.
-
-    Returns:
-        The module, in evaluation mode.
-    """
-    family = model.split("-")[0]
-    folder, module, table, cls = PLACES[family]
-    if not torch.cuda.is_available():
-        torch.Tensor.cuda = lambda self, *_, **__: self  # JiT puts its rotary tables on a GPU
-    for name, attribute in (("transformers", "SwinModel"), ("regex", "B")):  # imported by RAE's file and not used
-        stub = types.ModuleType(name)
-        setattr(stub, attribute, None)
-        sys.modules.setdefault(name, stub)
-    sys.path.insert(0, str(code / folder))
-    loaded = importlib.import_module(module)
-    sys.path.pop(0)
-    if table:
-        return getattr(loaded, table)[model](input_size=32 if family == "SiT" else 256).eval()
-    from jaxdrl.backbones import ddt
-
-    width, depth, heads = ddt.SIZES[model.split("-")[1]]
-    sizes = {"hidden_size": [width, 2048], "depth": [depth, 2], "num_heads": [heads, 16]}
-    return getattr(loaded, cls)(input_size=16, patch_size=1, in_channels=768, **sizes).eval()
 
 
 if __name__ == "__main__":

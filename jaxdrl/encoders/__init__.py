@@ -106,7 +106,7 @@ def create(name: str, **overrides: Any) -> Encoder:
     Args:
         name: "small-vit" or "small-convnet" (image_shape, width, depth and feature_dim to be given), or a published name: "dinov2-S"
             or "dinov2-with-registers-S" with S small, base or large.
-        **overrides: Fields of the network. Published ones take resolution (224; a multiple of the patch size), kernel ("bicubic"),
+        **overrides: Fields of the network. Published ones take resolution (224; a side, or height and width; multiples of the patch size), kernel ("bicubic"),
             antialias (True), pooling ("class token", "mean patch token" or both), dtype and attention too.
 
     Returns:
@@ -138,6 +138,18 @@ def create(name: str, **overrides: Any) -> Encoder:
     return Encoder(name=name, fields=fields, init=init, apply=apply, image_shape=shape, feature_dim=dim, pooling=module.pooling)
 
 
+def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a resolution.
+
+    Args:
+        resolution: A side, or both.
+
+    Returns:
+        (height, width).
+    """
+    return (resolution, resolution) if isinstance(resolution, int) else (resolution[0], resolution[1])
+
+
 def _dinov2(name: str, fields: dict[str, Any]) -> Encoder:
     options = {"resolution": 224, "kernel": "bicubic", "antialias": True, "pooling": _POOLINGS[0], "dtype": "float32"} | fields
     sizes = {key: value for key, value in options.items() if key in dinov2.DinoV2.__dataclass_fields__}
@@ -149,16 +161,14 @@ def _dinov2(name: str, fields: dict[str, Any]) -> Encoder:
             f"encoder {name!r}: pooling must be one of {'; '.join(_POOLINGS)}, and dtype one of {', '.join(_DTYPES)}"
         )
     module = dinov2.DinoV2(**sizes | {"dtype": _DTYPES[options["dtype"]]})
-    side = options["resolution"]
-    if side % module.patch_size:
-        raise ValueError(f"encoder {name!r}: resolution {side} is no multiple of the patch size {module.patch_size}")
-    how = Preprocess(
-        size=(side, side), kernel=options["kernel"], antialias=options["antialias"], mean=dinov2.MEAN, std=dinov2.STD
-    )
+    size = sides(options["resolution"])
+    if size[0] % module.patch_size or size[1] % module.patch_size:
+        raise ValueError(f"encoder {name!r}: resolution {size} is no multiple of the patch size {module.patch_size}")
+    how = Preprocess(size=size, kernel=options["kernel"], antialias=options["antialias"], mean=dinov2.MEAN, std=dinov2.STD)
     parts = options["pooling"].split(", ")
 
     def init(key: Key[Array, ""]) -> PyTree:
-        return module.init(key, jnp.zeros((1, side, side, 3)))["params"]
+        return module.init(key, jnp.zeros((1, *size, 3)))["params"]
 
     def apply(params, images):
         found: Any = module.apply({"params": params}, how(images))

@@ -252,8 +252,8 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
         return _resampled({**state, **flat}, backbone.grid, True)
     if isinstance(backbone, Encoder):
         fields = dict(backbone.fields)
-        side = fields["resolution"] // fields.get("patch_size", 14)
-        return _resampled(state, (side, side), fields["registers"] > 0)
+        height, width = (side // fields.get("patch_size", 14) for side in encoders.sides(fields["resolution"]))
+        return _resampled(state, (height, width), fields["registers"] > 0)
     if backbone.family != "REPA":
         return state
     depth = dict(backbone.fields).get("projector_depth", 8)

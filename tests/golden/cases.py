@@ -25,6 +25,13 @@ CASES = {
         | {"decoder_hidden_size": 32, "encoder_depth": 2, "z_dims": [12], "projector_dim": 20}
         | {"fused_attn": False, "qk_norm": False},
     ),
+    "repa_qknorm": (
+        "REPA",
+        _LATENT | {"projector_dims": (12,), "projector_depth": 2, "projector_hidden": 20, "qk_norm": True},
+        _TORCH_LATENT
+        | {"decoder_hidden_size": 32, "encoder_depth": 2, "z_dims": [12], "projector_dim": 20}
+        | {"fused_attn": False, "qk_norm": True},
+    ),
     "jit": (
         "JiT",
         {"sample_shape": (16, 16, 3), "num_classes": 10, "patch_size": 4, "width": 32, "depth": 4, "num_heads": 4}
@@ -50,6 +57,13 @@ SDE = {
 }
 SDE_STEPS = 12
 SDE_START = np.random.default_rng(9).standard_normal((4, 3)).astype(np.float32)
+# diffusers' DiTTransformer2DModel of the sizes of "dit".
+DIFFUSERS = {"num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "out_channels": 8, "num_layers": 3}
+DIFFUSERS |= {"sample_size": 8, "patch_size": 2, "num_embeds_ada_norm": 10}
+# name -> registers; height and width that the encoder sees, from a table for 5 x 5 patches.
+DINOV2 = {"dinov2-base": 0, "dinov2-with-registers-base": 4}
+DINOV2_SIZES = {"width": 32, "depth": 2, "num_heads": 4}
+DINOV2_RESOLUTION = (42, 28)
 VAE = {"widths": (8, 16, 16), "depth": 1, "groups": 4}
 GUIDED = {"steps": 7, "scale": 2.9, "interval": (0.1, 0.8)}
 RAE = {"image_size": 48, "encoder_size": 42, "encoder": (32, 2, 4), "decoder": (24, 2, 3, 40)}
@@ -65,7 +79,9 @@ STEPS = np.array([0.0, 371.0, 999.0], np.float32)  # DiT's
 def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Weights that depend on the name alone; norms around 1, everything else around 0, nothing left at its initial value."""
     values = 0.12 * np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
-    around_one = ("norm" in key and key.endswith("weight")) or key.endswith("lambda1")
+    if ".norm1.emb." in key:  # diffusers repeats the condition's weights in every block
+        return draw(key.split(".norm1.emb.")[1], shape)
+    around_one = ("norm" in key and key.endswith("weight") and len(shape) == 1) or key.endswith("lambda1")
     return (values + around_one).astype(np.float32)
 
 

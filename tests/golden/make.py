@@ -9,22 +9,13 @@ transformers (DINOv2). None of that code is part of this project.
 
 import argparse
 import importlib
-import os
 import sys
 import types
 from pathlib import Path
 
 import numpy as np
 
-from tests.golden import cases
-
-_PLACES = {
-    "sit": ("SiT", "models", "SiT"),
-    "dit": ("DiT", "models", "DiT"),
-    "repa": ("REPA", "models.sit", "SiT"),
-    "jit": ("JiT", "model_jit", "JiT"),
-    "ditdh": ("RAE/src", "stage2.models.DDT", "DiTwDDTHead"),
-}
+from tests.golden import cases, official
 
 
 def main() -> None:
@@ -32,17 +23,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--code", required=True, type=Path)
     code = parser.parse_args().code
-    os.environ["TORCHDYNAMO_DISABLE"] = "1"
     import torch
 
-    torch.Tensor.cuda = lambda self, *_, **__: self  # JiT puts its rotary tables on a GPU
     results = {f"sde/{key}": value for key, value in _sde(code, torch).items()}
     results |= {f"vae/{key}": value for key, value in _autoencoder(torch).items()}
     results |= {f"rae/{key}": value for key, value in _rae(code, torch).items()}
-    for module, name in (("transformers", "SwinModel"), ("regex", "B")):  # imported by RAE's file and not used
-        stub = types.ModuleType(module)
-        setattr(stub, name, None)
-        sys.modules[module] = stub
+    results |= {f"diffusers/{key}": value for key, value in _diffusers(torch).items()}
+    for name in cases.DINOV2:
+        results |= {f"{name}/{key}": value for key, value in _dinov2(name, torch).items()}
+    official.prepare()
     for name in cases.CASES:
         results |= {f"{name}/{key}": value for key, value in _run(name, code, torch).items()}
     results["jit/guided"] = _jit_sampler(code, torch)
@@ -61,7 +50,7 @@ def _run(name: str, code: Path, torch) -> dict[str, np.ndarray]:
     x = torch.tensor(cases.inputs(name).transpose(0, 3, 1, 2)).requires_grad_(True)
     out = network(x, torch.tensor(cases.times(name)), torch.tensor(cases.LABELS).long())
     found: dict[str, np.ndarray] = {}
-    if name == "repa":
+    if name.startswith("repa"):
         out, (projection,) = out
         found["projection"] = projection.detach().numpy()
     last = lambda value: value.detach().numpy().transpose(0, 2, 3, 1)  # noqa: E731
@@ -124,6 +113,54 @@ def _autoencoder(torch) -> dict[str, np.ndarray]:
     return gradients | {"mean": last(law.mean), "std": last(law.std), "decoded": last(decoded), "names": names}
 
 
+def _diffusers(torch) -> dict[str, np.ndarray]:
+    """diffusers' own DiT, whose numbers differ from the original's on the same weights."""
+    from diffusers import DiTTransformer2DModel
+
+    network = DiTTransformer2DModel(**cases.DIFFUSERS).eval()
+    state = {key: torch.tensor(cases.draw(key, tuple(value.shape))) for key, value in network.state_dict().items()}
+    network.load_state_dict(state)
+    x = torch.tensor(cases.inputs("dit").transpose(0, 3, 1, 2)).requires_grad_(True)
+    out = network(x, torch.tensor(cases.STEPS), torch.tensor(cases.LABELS).long()).sample
+    last = lambda value: value.detach().numpy().transpose(0, 2, 3, 1)  # noqa: E731
+    (out * torch.tensor(cases.cotangent(last(out).shape).transpose(0, 3, 1, 2))).sum().backward()
+    names = np.array([f"{key}:{','.join(map(str, value.shape))}:1" for key, value in state.items()])
+    return {"out": last(out), "gradient": last(x.grad), "names": names}
+
+
+def _on_disk(key: str) -> str:
+    """transformers renames the attention in memory; files keep the old names."""
+    names = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value", "o_proj": "output.dense"}
+    for memory, name in names.items():
+        key = key.replace(f"attention.{memory}.", f"attention.{name}.")
+    return key
+
+
+def _dinov2(name: str, torch) -> dict[str, np.ndarray]:
+    """transformers' DINOv2 behind torch's antialiased bicubic resize, with the position table of another, square grid."""
+    import transformers
+
+    from jaxdrl.encoders.dinov2 import MEAN, STD
+
+    sizes = cases.DINOV2_SIZES
+    kind = "Dinov2WithRegisters" if cases.DINOV2[name] else "Dinov2"
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=sizes["width"], num_hidden_layers=sizes["depth"], num_attention_heads=sizes["num_heads"], image_size=70,
+        patch_size=14,
+    )  # fmt: skip
+    network = getattr(transformers, f"{kind}Model")(config).eval()
+    state = {key: torch.tensor(cases.draw(_on_disk(key), tuple(value.shape))) for key, value in network.state_dict().items()}
+    network.load_state_dict(state)
+    images = torch.tensor(cases.PICTURES.transpose(0, 3, 1, 2)).requires_grad_(True)
+    seen = torch.nn.functional.interpolate(0.5 * (images + 1), size=cases.DINOV2_RESOLUTION, mode="bicubic", antialias=True)
+    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    tokens = network((seen - centre) / spread).last_hidden_state
+    (tokens * torch.tensor(cases.cotangent(tuple(tokens.shape)))).sum().backward()
+    names = np.array([f"{_on_disk(key)}:{','.join(map(str, value.shape))}:1" for key, value in state.items()])
+    gradient = images.grad.numpy().transpose(0, 2, 3, 1)
+    return {"tokens": tokens.detach().numpy(), "gradient": gradient, "names": names}
+
+
 def _jit_sampler(code: Path, torch) -> np.ndarray:
     """JiT's own guided Heun sampler on the small network."""
     network = _network("jit", code)
@@ -155,14 +192,7 @@ def _rae(code: Path, torch) -> dict[str, np.ndarray]:
     (width, depth, heads), (narrow, blocks, decoder_heads, hidden) = cases.RAE["encoder"], cases.RAE["decoder"]
     size = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "image_size": 70}
     encoder = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**size, patch_size=14, num_register_tokens=4)).eval()
-    on_disk = {"q_proj": "attention.query", "k_proj": "attention.key", "v_proj": "attention.value", "o_proj": "output.dense"}
-
-    def disk(key: str) -> str:
-        for memory, name in on_disk.items():
-            key = key.replace(f"attention.{memory}.", f"attention.{name}.")
-        return key
-
-    state = {key: torch.tensor(cases.draw(disk(key), tuple(value.shape))) for key, value in encoder.state_dict().items()}
+    state = {key: torch.tensor(cases.draw(_on_disk(key), tuple(value.shape))) for key, value in encoder.state_dict().items()}
     encoder.load_state_dict(state)
     encoder.layernorm.elementwise_affine, encoder.layernorm.weight, encoder.layernorm.bias = False, None, None
     sys.path.insert(0, str(code / "RAE" / "src"))
@@ -182,7 +212,7 @@ def _rae(code: Path, torch) -> dict[str, np.ndarray]:
     mean, var = (torch.tensor(cases.draw(key, (width, 3, 3))) for key in ("mean", "var"))
     var = var.abs() + 0.5
     found = _rae_outputs(encoder, decoder, mean, var, (MEAN, STD), torch)
-    shapes = {disk(key): value.shape for key, value in state.items()} | {key: value.shape for key, value in drawn.items()}
+    shapes = {_on_disk(key): value.shape for key, value in state.items()} | {key: value.shape for key, value in drawn.items()}
     names = np.array([f"{key}:{','.join(map(str, shape))}:1" for key, shape in shapes.items()])
     return found | {"names": names}
 
@@ -205,14 +235,8 @@ def _rae_outputs(encoder, decoder, mean, var, statistics, torch) -> dict[str, np
 
 
 def _network(name: str, code: Path):
-    folder, module, cls = _PLACES[name]
-    arguments = cases.CASES[name][2]
-    for loaded in [key for key in sys.modules if key.split(".")[0] in ("models", "util", "stage2")]:
-        del sys.modules[loaded]
-    sys.path.insert(0, str(code / folder))
-    network = getattr(importlib.import_module(module), cls)(**arguments).eval()
-    sys.path.pop(0)
-    return network
+    family, _, arguments = cases.CASES[name]
+    return official.build(family, code, arguments)
 
 
 if __name__ == "__main__":

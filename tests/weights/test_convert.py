@@ -57,13 +57,32 @@ def test_round_trip_is_exact_and_complete(name):
         np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
-def test_repa_projections_are_the_authors():
-    network = _backbone("repa")
+@pytest.mark.parametrize("options", [{}, {"scan_layers": True}])
+def test_repa_projections_are_the_authors(options):
+    network = _backbone("repa", **options)
     params = from_torch(network, _state("repa"))
     x, y = jnp.asarray(cases.inputs("repa")), jnp.asarray(cases.LABELS)
     velocity, (projection,) = network.aligned(params, x, 1 - jnp.asarray(cases.TIMES), y)
     _close(projection, GOLDEN["repa/projection"], 1e-5)
     _close(velocity, -GOLDEN["repa/out"], 1e-5)
+
+
+def test_diffusers_own_numbers_are_an_option():
+    """DiTTransformer2DModel differs from DiT in the time features and one eps: the same weights, other outputs."""
+    lines = [line.split(":") for line in GOLDEN["diffusers/names"]]
+    state = {key: cases.draw(key, tuple(int(part) for part in shape.split(","))) for key, shape, _ in lines}
+    network = _backbone("dit", numerics="diffusers")
+    params = from_torch(network, state)
+    t, y = jnp.asarray(cases.STEPS), jnp.asarray(cases.LABELS)
+    out, pullback = jax.vjp(lambda x: network.predict(params, x, t, y), jnp.asarray(cases.inputs("dit")))
+    _close(out, GOLDEN["diffusers/out"], 1e-5)
+    _close(pullback(jnp.asarray(cases.cotangent(out.shape)))[0], GOLDEN["diffusers/gradient"], 1e-5)
+    with pytest.raises(AssertionError):
+        _close(_backbone("dit").predict(params, jnp.asarray(cases.inputs("dit")), t, y), GOLDEN["diffusers/out"], 1e-3)
+    back = to_torch(network, params, style="diffusers")
+    assert set(back) == set(state)
+    for key, value in state.items():
+        np.testing.assert_array_equal(back[key], value, err_msg=key)
 
 
 @pytest.mark.parametrize("name", ["repa", "ditdh"])
