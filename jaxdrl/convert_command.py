@@ -74,6 +74,7 @@ def convert(arguments: Sequence[str]) -> int:
     parts = [converter.unwrap(torch_files.read(source), options.weights) for source in options.source]
     state, devices = ChainMap(*(dict(part) for part in parts)), mesh.create_mesh()
     model = converter.model_for(options.model, state, **dict(map(_field, options.set)))
+    model_directory.check_new(options.to)
     params = converter.from_torch(model, state, place=lambda leaf: mesh.place(leaf, devices))
     model_directory.save(options.to, model, params)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

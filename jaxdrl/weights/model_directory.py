@@ -18,6 +18,19 @@ from jaxdrl.weights.convert import Model, name_of
 from jaxdrl.weights.files import write_atomically
 
 
+def check_new(directory: Path) -> None:
+    """Refuses a folder that holds something.
+
+    Args:
+        directory: Where a model is to be written.
+
+    Raises:
+        UserError: If it holds something.
+    """
+    if directory.exists() and any(directory.iterdir()):
+        raise UserError(f"--to: {directory} is not empty; choose a new folder")
+
+
 def save(directory: Path, model: Model, params: PyTree) -> None:
     """Writes a model.
 
@@ -29,8 +42,7 @@ def save(directory: Path, model: Model, params: PyTree) -> None:
     Raises:
         UserError: If the folder holds something already.
     """
-    if directory.exists() and any(directory.iterdir()):
-        raise UserError(f"--to: {directory} is not empty; choose a new folder")
+    check_new(directory)
     with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "params", params)
         checkpointer.wait_until_finished()

@@ -118,3 +118,47 @@ def test_help_and_list(capsys):
     assert cli.main(["convert", "--help"]) == 0 and cli.main(["export", "--help"]) == 0
     assert cli.main(["convert", "--model=list"]) == 0
     assert "JiT-H/16" in capsys.readouterr().out
+
+
+def test_a_model_in_several_files_and_fields_from_the_command_line(tmp_path, capsys):
+    """RAE comes as encoder, decoder and statistics; sizes that are not the published ones are given by name."""
+    from tests.tokenizers.test_rae import RAE, _state
+
+    state = _state()
+    parts = {
+        "encoder": {key: value for key, value in state.items() if key.startswith(("embeddings", "encoder", "layernorm"))},
+        "stat": {key: value[None] if key == "mean" else value for key, value in state.items() if key in ("mean", "var")},
+    }
+    parts["decoder"] = {key: value for key, value in state.items() if key not in parts["encoder"] | parts["stat"]}
+    command = ["convert", "--model=rae-dinov2-base", f"--to={tmp_path / 'rae'}", "--set", "image_size=48", "--set", "encoder_size=42"]
+    command += ["--set", f"encoder={json.dumps(RAE.encoder)}", "--set", f"decoder={json.dumps(RAE.decoder)}"]
+    for name, part in parts.items():
+        path = tmp_path / f"{name}.safetensors"
+        path.write_bytes(safetensors.numpy.save({key: np.ascontiguousarray(value) for key, value in part.items()}))
+        command.append(f"--from={path}")
+    assert cli.main(command) == 0, capsys.readouterr().err
+    model, params = model_directory.load(tmp_path / "rae")
+    assert model == RAE
+    np.testing.assert_array_equal(params["mean"], state["mean"].transpose(1, 2, 0))
+    assert cli.main(command) == 2
+    assert "not empty" in capsys.readouterr().err
+    missing = [argument.replace("/rae", "/other") for argument in command if "stat" not in argument]
+    assert cli.main(missing) == 2
+    assert "missing: mean, var" in capsys.readouterr().err
+    assert cli.main([*missing, "--set", "decoder"]) == 2
+    assert "must be FIELD=VALUE" in capsys.readouterr().err
+
+
+def test_transformers_own_files_are_read(tmp_path):
+    """What `save_pretrained` writes has other names than the module in memory."""
+    transformers = pytest.importorskip("transformers")
+    from jaxdrl import encoders
+    from jaxdrl.weights import from_torch
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 42}
+    network = transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).eval()
+    network.save_pretrained(tmp_path / "hf")
+    encoder = encoders.create("dinov2-base", width=32, depth=2, num_heads=4, resolution=42)
+    params = from_torch(encoder, torch_files.read(tmp_path / "hf" / "model.safetensors"))
+    weight = network.encoder.layer[1].mlp.fc1.weight.detach().numpy()
+    np.testing.assert_array_equal(params["blocks_1"]["mlp"]["fc1"]["kernel"], weight.T)
