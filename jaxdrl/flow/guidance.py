@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from jaxdrl.flow.path import expand_time
 
+_EDGE = 1e-6  # float32 times that stand for the edge itself
 Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
 
 
@@ -23,6 +24,7 @@ def classifier_free(
     scale: float | Float[Array, ""],
     interval: tuple[float, float] | Float[Array, "2"] = (0.0, 1.0),
     channels: int | None = None,
+    closed: bool = False,
 ) -> Velocity:
     """Classifier-free guidance (1).
 
@@ -31,6 +33,8 @@ def classifier_free(
         unconditional: v(x, t) with the null label.
         scale: w; 1 is no guidance.
         interval: (low, high): guided where t < high and (low = 0 or t > low), JiT's rule; high = 1 includes t = 1.
+        closed: Both ends belong to the interval (REPA's and RAE's rule) instead of JiT's. Their times run the other way: their
+            [low, high] is (1 - high, 1 - low) here.
         channels: Guide the first so many channels only (SiT and DiT: 3 of 4); None guides all.
 
     Returns:
@@ -40,7 +44,10 @@ def classifier_free(
     def velocity(x, t):
         cond, uncond = conditional(x, t), unconditional(x, t)
         low, high = interval[0], interval[1]
-        inside = ((t < high) | (jnp.asarray(high) >= 1)) & ((t > low) | (jnp.asarray(low) == 0))
+        if closed:
+            inside = (t >= low - _EDGE) & (t <= high + _EDGE)
+        else:
+            inside = ((t < high) | (jnp.asarray(high) >= 1)) & ((t > low) | (jnp.asarray(low) == 0))
         weight = expand_time(jnp.where(inside, scale, 1.0), x)
         guided = uncond + weight * (cond - uncond)
         if channels is None:

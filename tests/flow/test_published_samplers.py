@@ -3,12 +3,13 @@
 import itertools
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxdrl import backbones
-from jaxdrl.flow import guidance, ode
+from jaxdrl.flow import guidance, ode, sde
 from jaxdrl.weights import from_torch
 from tests.golden import cases
 from tests.weights.test_convert import _state
@@ -26,6 +27,36 @@ def test_jits_guided_heun_sampler():
     found = ode.sample(velocity, jnp.asarray(cases.inputs("jit")), ode.uniform_grid(cases.GUIDED["steps"]))
     expected = GOLDEN["jit/guided"]
     assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["sit", "dit"])
+def test_sits_and_dits_guidance_of_three_channels(name):
+    network = backbones.create(cases.CASES[name][0], **cases.CASES[name][1])
+    params, labels = from_torch(network, _state(name)), jnp.asarray(cases.LABELS)
+    with_label = lambda y: lambda x, t: network.predict(params, x, t, y)  # noqa: E731
+    velocity = guidance.classifier_free(
+        with_label(labels), with_label(jnp.full_like(labels, 10)), cases.GUIDED["scale"], channels=3
+    )
+    found, expected = velocity(jnp.asarray(cases.inputs(name)), jnp.asarray(cases.times(name))), GOLDEN[f"{name}/guided"]
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["sde", "euler", "heun"])
+def test_repas_samplers_with_guidance_on_an_interval(kind):
+    """The same noise, step by step; their time runs from 1 to 0, and both ends of the interval belong to it."""
+    network = backbones.create("REPA", **cases.CASES["repa"][1])
+    params, labels = from_torch(network, _state("repa")), jnp.asarray(cases.LABELS)
+    with_label = lambda y: lambda x, t: network.velocity(params, x, t, y)  # noqa: E731
+    interval = (0.0, 1.0) if kind == "heun" else (1 - cases.REPA_HIGH, 1.0)
+    null = with_label(jnp.full_like(labels, 10))
+    velocity = guidance.classifier_free(with_label(labels), null, 1.8, interval, closed=True)
+    start, grid = jnp.asarray(cases.inputs("repa")), ode.uniform_grid(cases.REPA_STEPS)
+    if kind == "sde":
+        found = sde.sample(velocity, start, jax.random.key(3), num_steps=cases.REPA_STEPS)
+    else:
+        found = ode.sample(velocity, start, grid, method=kind)
+    expected = GOLDEN[f"repa/{kind}"]
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 2e-5
 
 
 def test_raes_shifted_euler_sampler():

@@ -66,6 +66,7 @@ DINOV2_SIZES = {"width": 32, "depth": 2, "num_heads": 4}
 DINOV2_RESOLUTION = (42, 28)
 VAE = {"widths": (8, 16, 16), "depth": 1, "groups": 4}
 GUIDED = {"steps": 7, "scale": 2.9, "interval": (0.1, 0.8)}
+REPA_STEPS, REPA_HIGH = 8, 0.5  # one time of REPA's ODE grid lies on the edge of the interval
 RAE = {"image_size": 48, "encoder_size": 42, "encoder": (32, 2, 4), "decoder": (24, 2, 3, 40)}
 PICTURES = np.random.default_rng(4).uniform(-1, 1, (2, 48, 48, 3)).astype(np.float32)
 FEATURES = np.random.default_rng(8).standard_normal((2, 3, 3, 32)).astype(np.float32)

@@ -35,18 +35,17 @@ def main() -> None:
     for name in cases.CASES:
         results |= {f"{name}/{key}": value for key, value in _run(name, code, torch).items()}
     results["jit/guided"] = _jit_sampler(code, torch)
+    for name in ("sit", "dit"):
+        results[f"{name}/guided"] = _guided(name, code, torch)
+    results |= {f"repa/{key}": value for key, value in _repa_samplers(code, torch).items()}
     np.savez_compressed(Path(__file__).parent / "official.npz", **results)
     print({key: value.shape for key, value in results.items() if not key.endswith("names")})
 
 
 def _run(name: str, code: Path, torch) -> dict[str, np.ndarray]:
-    network = _network(name, code)
+    network = _drawn(name, code, torch)
     state = network.state_dict()
-    learned = {key for key, parameter in network.named_parameters() if parameter.requires_grad or key == "t_embedder.W"}
-    for key, value in state.items():
-        if key in learned:
-            state[key] = torch.tensor(cases.draw(key, tuple(value.shape)))
-    network.load_state_dict(state)
+    learned = _learned(network)
     x = torch.tensor(cases.inputs(name).transpose(0, 3, 1, 2)).requires_grad_(True)
     out = network(x, torch.tensor(cases.times(name)), torch.tensor(cases.LABELS).long())
     found: dict[str, np.ndarray] = {}
@@ -163,12 +162,7 @@ def _dinov2(name: str, torch) -> dict[str, np.ndarray]:
 
 def _jit_sampler(code: Path, torch) -> np.ndarray:
     """JiT's own guided Heun sampler on the small network."""
-    network = _network("jit", code)
-    state = network.state_dict()
-    for key, parameter in network.named_parameters():
-        if parameter.requires_grad:
-            state[key] = torch.tensor(cases.draw(key, tuple(parameter.shape)))
-    network.load_state_dict(state)
+    network = _drawn("jit", code, torch)
     sys.path.insert(0, str(code / "JiT"))
     denoiser = importlib.import_module("denoiser").Denoiser
     sys.path.pop(0)
@@ -234,9 +228,59 @@ def _rae_outputs(encoder, decoder, mean, var, statistics, torch) -> dict[str, np
     return gradients | {"latents": last(z), "pictures": last(pictures)}
 
 
+def _guided(name: str, code: Path, torch) -> np.ndarray:
+    """SiT's and DiT's own guidance: the first three channels."""
+    network, x = _drawn(name, code, torch), torch.tensor(cases.inputs(name).transpose(0, 3, 1, 2))
+    y = torch.cat([torch.tensor(cases.LABELS).long(), torch.full((3,), 10)])
+    t = torch.tensor(cases.times(name)).repeat(2)
+    with torch.no_grad():
+        out = network.forward_with_cfg(torch.cat([x, x]), t, y, cases.GUIDED["scale"])
+    return out[:3].numpy().transpose(0, 2, 3, 1)
+
+
+def _repa_samplers(code: Path, torch) -> dict[str, np.ndarray]:
+    """REPA's SDE and ODE samplers with guidance on an interval, driven by our noise."""
+    import jax
+
+    from jaxdrl.flow import sde
+
+    network = _drawn("repa", code, torch)
+    sys.path.insert(0, str(code / "REPA"))
+    samplers = importlib.import_module("samplers")
+    sys.path.pop(0)
+    start = torch.tensor(cases.inputs("repa").transpose(0, 3, 1, 2))
+    model = lambda x, t, y: network(x, t, torch.where(y == 1000, 10, y))  # their null class is written out
+    settings = {"cfg_scale": 1.8, "guidance_high": cases.REPA_HIGH, "num_steps": cases.REPA_STEPS}
+    labels = torch.tensor(cases.LABELS[:3]).long()
+    shape = cases.inputs("repa").shape
+    noises = [np.asarray(sde.step_noise(jax.random.key(3), k, shape)) for k in range(cases.REPA_STEPS - 1)]
+    drawn, original = iter([torch.tensor(noise.transpose(0, 3, 1, 2)).double() for noise in noises]), torch.randn_like
+    torch.randn_like = lambda x: next(drawn)
+    found = {"sde": samplers.euler_maruyama_sampler(model, start, labels, **settings)}
+    torch.randn_like = original
+    for heun in (False, True):
+        # Their Heun step is guided, or not, by the time at its start; ours by the time of each evaluation. The same everywhere: high = 1.
+        options = settings | ({"guidance_high": 1.0} if heun else {})
+        found["heun" if heun else "euler"] = samplers.euler_sampler(model, start, labels, heun=heun, **options)
+    return {key: value.detach().float().numpy().transpose(0, 2, 3, 1) for key, value in found.items()}
+
+
 def _network(name: str, code: Path):
     family, _, arguments = cases.CASES[name]
     return official.build(family, code, arguments)
+
+
+def _learned(network) -> set[str]:
+    return {key for key, parameter in network.named_parameters() if parameter.requires_grad or key == "t_embedder.W"}
+
+
+def _drawn(name: str, code: Path, torch):
+    network = _network(name, code)
+    learned, state = _learned(network), network.state_dict()
+    network.load_state_dict(
+        {key: torch.tensor(cases.draw(key, tuple(value.shape))) if key in learned else value for key, value in state.items()}
+    )
+    return network
 
 
 if __name__ == "__main__":

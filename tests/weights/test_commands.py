@@ -130,7 +130,15 @@ def test_a_model_in_several_files_and_fields_from_the_command_line(tmp_path, cap
         "stat": {key: value[None] if key == "mean" else value for key, value in state.items() if key in ("mean", "var")},
     }
     parts["decoder"] = {key: value for key, value in state.items() if key not in parts["encoder"] | parts["stat"]}
-    command = ["convert", "--model=rae-dinov2-base", f"--to={tmp_path / 'rae'}", "--set", "image_size=48", "--set", "encoder_size=42"]
+    command = [
+        "convert",
+        "--model=rae-dinov2-base",
+        f"--to={tmp_path / 'rae'}",
+        "--set",
+        "image_size=48",
+        "--set",
+        "encoder_size=42",
+    ]
     command += ["--set", f"encoder={json.dumps(RAE.encoder)}", "--set", f"decoder={json.dumps(RAE.decoder)}"]
     for name, part in parts.items():
         path = tmp_path / f"{name}.safetensors"
