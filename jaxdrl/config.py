@@ -280,6 +280,7 @@ def _discriminator() -> Config:
             "buffer_epochs": 10,
             "validate_every": 50,  # steps
             "patience": 15,  # validations without improvement
+            "cache_features": False,  # keep the features of all train images in files (without R1, which needs the images)
             "sampling_steps": 50,  # of the fake images
             "reconstruct_real": True,  # real images pass the tokenizer too, so that its artefacts give nobody away
         }

@@ -24,12 +24,32 @@ ROOT = Path(__file__).parent.parent
 RECIPES = {"sit_xl": "SiT-XL/2", "repa_xl": "REPA-SiT-XL/2", "jit_h": "JiT-H/16", "rae_xl": "DiTDH-XL"}
 
 
+CONVOLUTIONAL = """
+import importlib.util
+import ml_collections
+
+def get_config(variant=""):
+    spec = importlib.util.spec_from_file_location("recipe", {recipe!r})
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(variant)
+    config.encoders.reward.name = "convnextv2-atto"
+    fields = {{"widths": (8, 8, 8, 16), "depths": (1, 1, 1, 1), "resolution": 32}}
+    config.encoders.reward.fields = ml_collections.ConfigDict(fields)
+    return config
+"""
+
+
 @pytest.fixture(scope="module", params=RECIPES)
 def finished(request, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp(request.param) / "run"
-    arguments = ["run", f"--config={ROOT}/configs/drl_imagenet_{request.param}.py:tiny", f"--workdir={workdir}"]
-    assert cli.main(arguments) == 0
-    return request.param, workdir
+    """A finished tiny run; JiT's with a convolutional reward encoder in place of DINOv2."""
+    folder = tmp_path_factory.mktemp(request.param)
+    recipe = f"{ROOT}/configs/drl_imagenet_{request.param}.py"
+    if request.param == "jit_h":
+        (folder / "recipe.py").write_text(CONVOLUTIONAL.format(recipe=recipe))
+        recipe = f"{folder}/recipe.py"
+    assert cli.main(["run", f"--config={recipe}:tiny", f"--workdir={folder / 'run'}"]) == 0
+    return request.param, folder / "run"
 
 
 def test_the_whole_pipeline_on_drawn_weights(finished, tmp_path, capsys):

@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
 Heads = Float[Array, "batch heads tokens head"]
+Keys = Float[Array, "batch heads keys head"]
 
 
-def attend(q: Heads, k: Heads, v: Heads, dtype: Any, implementation: str = "einsum") -> Float[Array, "batch tokens width"]:
+def attend(q: Heads, k: Keys, v: Keys, dtype: Any, implementation: str = "einsum") -> Float[Array, "batch tokens width"]:
     """Attends, and joins the heads again.
 
     Args:

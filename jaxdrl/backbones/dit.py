@@ -88,7 +88,7 @@ class Block(nn.Module):
         h = layer_norm(x) * (1 + scale_a) + shift_a
         x = x + gate_a * Attention(self.num_heads, self.dtype, self.qk_norm, self.attention, name="attn")(h)
         h = layer_norm(x, self.mlp_norm_eps) * (1 + scale_m) + shift_m
-        residual = gate_m * Mlp(int(width * self.mlp_ratio), True, self.dtype, name="mlp")(h)
+        residual = gate_m * Mlp(int(width * self.mlp_ratio), "gelu_tanh", self.dtype, name="mlp")(h)
         if self.spectral != "none":
             gate = SpectralGate(self.spectral, self.grid, self.gate_scale, self.dtype, name="freq_gate")
             residual = gate(residual, time, c)

@@ -1,6 +1,7 @@
 """Layers shared by the transformer backbones and the small encoders."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -114,18 +115,22 @@ def layer_norm(x: Float[Array, "..."], eps: float = 1e-6) -> Float[Array, "..."]
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
-def fused_heads(x: Float[Array, "batch tokens width"], num_heads: int, dtype: Any) -> tuple[Heads, Heads, Heads]:
+def fused_heads(
+    x: Float[Array, "batch tokens width"], num_heads: int, dtype: Any, bias: bool = True
+) -> tuple[Heads, Heads, Heads]:
     """q, k and v by one linear layer "qkv" of the module that calls this.
 
     Args:
         x: Tokens.
         num_heads: Divides the width.
         dtype: Of the matmul.
+        bias: Whether the layer has one.
 
     Returns:
         q, k, v.
     """
-    qkv = dense(3 * x.shape[-1], dtype, "qkv")(x)
+    make = nn.Dense(3 * x.shape[-1], use_bias=bias, dtype=dtype, param_dtype=jnp.float32, kernel_init=xavier, name="qkv")
+    qkv = make(x)
     q, k, v = qkv.reshape(*x.shape[:2], 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
     return q, k, v
 
@@ -177,17 +182,24 @@ class Attention(nn.Module):
         return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
 
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
 class Mlp(nn.Module):
-    """fc1, GELU, fc2.
+    """fc1, an activation, fc2.
 
     Attributes:
         hidden: Width between.
-        approximate: tanh GELU (SiT) or exact (ViT).
+        activation: "gelu_tanh" (SiT), "gelu" (ViT, exact) or "quick_gelu" (OpenAI's CLIP).
         dtype: Of the matmuls.
     """
 
     hidden: int
-    approximate: bool = True
+    activation: str = "gelu_tanh"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -200,5 +212,5 @@ class Mlp(nn.Module):
         Returns:
             Tokens.
         """
-        hidden = jax.nn.gelu(dense(self.hidden, self.dtype, "fc1")(x), approximate=self.approximate)
+        hidden = ACTIVATIONS[self.activation](dense(self.hidden, self.dtype, "fc1")(x))
         return dense(x.shape[-1], self.dtype, "fc2")(hidden)

@@ -1,4 +1,4 @@
-"""Pre-LayerNorm transformer blocks as vision transformers have them: learned norms, exact GELU, q, k, v with bias."""
+"""Pre-LayerNorm transformer blocks as vision transformers have them: learned norms, q, k and v from one layer, optional extras."""
 
 from typing import Any
 
@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxdrl.backbones.layers import Attention, Mlp
+from jaxdrl.backbones.attention import attend
+from jaxdrl.backbones.layers import Mlp, dense, fused_heads
+from jaxdrl.backbones.rotary import SwiGLU, Table
 
 
 def norm(eps: float, name: str, affine: bool = True) -> nn.LayerNorm:
@@ -26,6 +28,55 @@ def norm(eps: float, name: str, affine: bool = True) -> nn.LayerNorm:
     )
 
 
+def rotate_halves(x: Float[Array, "... tokens head"], cos: Table, sin: Table) -> Float[Array, "... tokens head"]:
+    """Turns channel i with channel i + head / 2 (DINOv3's pairing; `rotary.rotate` turns neighbours).
+
+    Args:
+        x: Queries or keys.
+        cos: [tokens, head]; 1 where a token is not turned.
+        sin: [tokens, head]; 0 there.
+
+    Returns:
+        Turned queries or keys.
+    """
+    first, second = jnp.split(x, 2, axis=-1)
+    return (x * cos + jnp.concatenate([-second, first], axis=-1) * sin).astype(x.dtype)
+
+
+class ViTAttention(nn.Module):
+    """Multi-head attention, with rotary q and k if tables are given.
+
+    Attributes:
+        num_heads: Divides the width.
+        qkv_bias: Whether q, k and v have a bias.
+        dtype: Of the matmuls.
+        attention: One of `attention.IMPLEMENTATIONS`.
+    """
+
+    num_heads: int
+    qkv_bias: bool = True
+    dtype: Any = jnp.float32
+    attention: str = "einsum"
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], rotary: tuple[Table, Table] | None = None
+    ) -> Float[Array, "batch tokens width"]:
+        """Attends.
+
+        Args:
+            x: Tokens.
+            rotary: cos and sin.
+
+        Returns:
+            Tokens.
+        """
+        q, k, v = fused_heads(x, self.num_heads, self.dtype, self.qkv_bias)
+        if rotary is not None:
+            q, k = rotate_halves(q, *rotary), rotate_halves(k, *rotary)
+        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
+
+
 class ViTBlock(nn.Module):
     """Attention and MLP with residuals, each scaled channel by channel if asked for (LayerScale).
 
@@ -36,6 +87,9 @@ class ViTBlock(nn.Module):
         layer_scale: Whether residuals are scaled.
         dtype: Of the matmuls.
         attention: One of `attention.IMPLEMENTATIONS`.
+        activation: Of the MLP, a name in `layers.ACTIVATIONS`.
+        gated: The MLP is a SwiGLU instead.
+        qkv_bias: Whether q, k and v have a bias.
     """
 
     num_heads: int
@@ -44,21 +98,31 @@ class ViTBlock(nn.Module):
     layer_scale: bool = False
     dtype: Any = jnp.float32
     attention: str = "einsum"
+    activation: str = "gelu"
+    gated: bool = False
+    qkv_bias: bool = True
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+    def __call__(
+        self, x: Float[Array, "batch tokens width"], rotary: tuple[Table, Table] | None = None
+    ) -> Float[Array, "batch tokens width"]:
         """Applies the block.
 
         Args:
             x: Tokens.
+            rotary: See `ViTAttention`.
 
         Returns:
             Tokens.
         """
-        residual = Attention(self.num_heads, self.dtype, attention=self.attention, name="attn")(norm(self.eps, "norm1")(x))
-        x = x + self._scaled(residual, "layer_scale1")
-        residual = Mlp(self.hidden, False, self.dtype, name="mlp")(norm(self.eps, "norm2")(x))
-        return x + self._scaled(residual, "layer_scale2")
+        attention = ViTAttention(self.num_heads, self.qkv_bias, self.dtype, self.attention, name="attn")
+        x = x + self._scaled(attention(norm(self.eps, "norm1")(x), rotary), "layer_scale1")
+        mlp = (
+            SwiGLU(self.hidden, self.dtype, name="mlp")
+            if self.gated
+            else Mlp(self.hidden, self.activation, self.dtype, name="mlp")
+        )
+        return x + self._scaled(mlp(norm(self.eps, "norm2")(x)), "layer_scale2")
 
     def _scaled(self, residual: jax.Array, name: str) -> jax.Array:
         if not self.layer_scale:

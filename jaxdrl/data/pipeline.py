@@ -64,6 +64,22 @@ class Batches:
         parts = {"image": to_float(images), "label": labels, "index": index}
         return {name: part.reshape(count, self._size, *part.shape[1:]) for name, part in parts.items()}
 
+    def plan(self, start: int, count: int) -> dict[str, np.ndarray]:
+        """What `stacked` would read, without an image being read or decoded.
+
+        Args:
+            start: Number of the first batch.
+            count: How many.
+
+        Returns:
+            "index" int64, "label" int32 and "turned" bool (mirrored), each [count, b].
+        """
+        positions = self._positions(start, count)
+        index = self._order.indices(positions)
+        turned = self._turned(positions) if self._flip else np.zeros(len(positions), bool)
+        parts = {"index": index, "label": self._source.read_labels()[index], "turned": turned}
+        return {name: part.reshape(count, self._size) for name, part in parts.items()}
+
     def stream(self, start: int | None = None, chunk: int = 0) -> Iterator[dict[str, np.ndarray]]:
         """Reads on and on through Grain, ahead of the caller.
 

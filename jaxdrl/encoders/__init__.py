@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
-from jaxdrl.encoders import dinov2, small_convnet, small_vit
-from jaxdrl.encoders.preprocess import Preprocess
+from jaxdrl.encoders import convnext, inception, small_convnet, small_vit, vit
+from jaxdrl.encoders.preprocess import KERNELS, Preprocess
+from jaxdrl.encoders.published import FAMILIES, PUBLISHED, Family
 from jaxdrl.encoders.spec import FeatureSpec
 
 _SMALL: dict[str, Any] = {"small-vit": small_vit.SmallViT, "small-convnet": small_convnet.SmallConvNet}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-_POOLINGS = ("class token", "mean patch token", "class token, mean patch token")
+_NETWORKS: dict[str, Any] = {"vit": vit.VisionTransformer, "convnext": convnext.ConvNeXt, "inception": inception.Inception}
+_OPTIONS = ("resolution", "kernel", "antialias", "mean", "std", "pooling", "dtype")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class Encoder:
 
         Returns:
             "pooled" [batch, feature_dim] and "patches" [batch, tokens, width]; "global", what self-supervised objectives train, of
-            the small ones; "cls" and "registers" of DINOv2.
+            the small ones; of published ones what their network gives, such as "cls" and "registers".
 
         Raises:
             ValueError: If the images or the resolution have another size than the network.
@@ -88,26 +90,15 @@ class Encoder:
         return FeatureSpec(**described, size=how.size[0], resize=how.kernel, antialias=how.antialias, mean=how.mean, std=how.std)
 
 
-def _published() -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {}
-    for size, numbers in dinov2.SIZES.items():
-        fields = dict(zip(("width", "depth", "num_heads"), numbers, strict=True))
-        found[f"dinov2-{size}"] = fields | {"registers": 0}
-        found[f"dinov2-with-registers-{size}"] = fields | {"registers": 4}
-    return found
-
-
-PUBLISHED = _published()
-
-
 def create(name: str, **overrides: Any) -> Encoder:
     """Builds an encoder.
 
     Args:
-        name: "small-vit" or "small-convnet" (image_shape, width, depth and feature_dim to be given), or a published name: "dinov2-S"
-            or "dinov2-with-registers-S" with S small, base or large.
-        **overrides: Fields of the network. Published ones take resolution (224; a side, or height and width; multiples of the patch size), kernel ("bicubic"),
-            antialias (True), pooling ("class token", "mean patch token" or both), dtype and attention too.
+        name: "small-vit" or "small-convnet" (image_shape, width, depth and feature_dim to be given), or one of `PUBLISHED`, such as
+            "dinov2-large", "siglip2-large-patch16-256", "convnextv2-tiny" or "inception-v3-fid".
+        **overrides: Fields of the network. Published ones also take resolution (a side, or height and width; multiples of the patch
+            size), kernel, antialias, mean, std, pooling, dtype ("float32" or "bfloat16"), and, where they are transformers, attention,
+            remat and scan_layers.
 
     Returns:
         The encoder.
@@ -116,7 +107,7 @@ def create(name: str, **overrides: Any) -> Encoder:
         ValueError: If the name or a field is unknown, or the sizes do not fit each other.
     """
     if name in PUBLISHED:
-        return _dinov2(name, PUBLISHED[name] | overrides)
+        return _build(name, overrides)
     if name not in _SMALL:
         raise ValueError(f"encoder {name!r} is unknown; choose one of {', '.join([*_SMALL, *PUBLISHED])}")
     network = _SMALL[name]
@@ -150,41 +141,54 @@ def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
     return (resolution, resolution) if isinstance(resolution, int) else (resolution[0], resolution[1])
 
 
-def _dinov2(name: str, fields: dict[str, Any]) -> Encoder:
-    options = {"resolution": 224, "kernel": "bicubic", "antialias": True, "pooling": _POOLINGS[0], "dtype": "float32"} | fields
-    sizes = {key: value for key, value in options.items() if key in dinov2.DinoV2.__dataclass_fields__}
-    unknown = set(options) - set(sizes) - {"resolution", "kernel", "antialias", "pooling"}
+def _build(name: str, overrides: dict[str, Any]) -> Encoder:
+    family = FAMILIES[PUBLISHED[name][0]]
+    network = _NETWORKS[family.network]
+    default = {"pooling": next(iter(family.poolings)), "dtype": "float32"}
+    options = {**default, **family.options, **family.fields, **PUBLISHED[name][1], **overrides}
+    known = {field for field in network.__dataclass_fields__ if field not in ("parent", "name")}
+    unknown = sorted(set(options) - known - set(_OPTIONS))
     if unknown:
-        raise ValueError(f"encoder {name!r}: unknown fields {sorted(unknown)}")
-    if options["pooling"] not in _POOLINGS or options["dtype"] not in _DTYPES:
-        raise ValueError(
-            f"encoder {name!r}: pooling must be one of {'; '.join(_POOLINGS)}, and dtype one of {', '.join(_DTYPES)}"
-        )
-    module = dinov2.DinoV2(**sizes | {"dtype": _DTYPES[options["dtype"]]})
+        raise ValueError(f"encoder {name!r}: unknown fields {unknown}")
+    _check(name, family, options)
     size = sides(options["resolution"])
-    if size[0] % module.patch_size or size[1] % module.patch_size:
-        raise ValueError(f"encoder {name!r}: resolution {size} is no multiple of the patch size {module.patch_size}")
-    how = Preprocess(size=size, kernel=options["kernel"], antialias=options["antialias"], mean=dinov2.MEAN, std=dinov2.STD)
-    parts = options["pooling"].split(", ")
+    how = Preprocess(size=size, **{key: options[key] for key in ("kernel", "antialias", "mean", "std")})
+    sizes = {key: value for key, value in options.items() if key in known}
+    module = network(**sizes | ({"dtype": _DTYPES[options["dtype"]]} if "dtype" in known else {}))
+    parts = family.poolings[options["pooling"]]
 
     def init(key: Key[Array, ""]) -> PyTree:
         return module.init(key, jnp.zeros((1, *size, 3)))["params"]
 
     def apply(params, images):
         found: Any = module.apply({"params": params}, how(images))
-        pooled = [found["cls"] if part == "class token" else found["patches"].mean(axis=1) for part in parts]
+        pooled = [found["patches"].mean(axis=1) if part == "mean" else found[part] for part in parts]
         return found | {"pooled": jnp.concatenate(pooled, axis=-1)}
 
+    shapes = jax.eval_shape(lambda: apply(init(jax.random.key(0)), jnp.zeros((1, *size, 3))))
     return Encoder(
         name=name,
         fields=tuple(sorted(options.items())),
         init=init,
         apply=apply,
         image_shape=None,
-        feature_dim=module.width * len(parts),
+        feature_dim=shapes["pooled"].shape[-1],
         pooling=options["pooling"],
         preprocess=how,
     )
 
 
-__all__ = ["PUBLISHED", "Encoder", "FeatureSpec", "create"]
+def _check(name: str, family: Family, options: dict[str, Any]) -> None:
+    if options["pooling"] not in family.poolings:
+        raise ValueError(f"encoder {name!r}: pooling must be one of {'; '.join(family.poolings)}, got {options['pooling']!r}")
+    if options["dtype"] not in _DTYPES or (family.network == "inception" and options["dtype"] != "float32"):
+        raise ValueError(f"encoder {name!r}: dtype must be float32 or, but for Inception, bfloat16, got {options['dtype']!r}")
+    if options["kernel"] not in KERNELS:
+        raise ValueError(f"encoder {name!r}: kernel must be one of {', '.join(KERNELS)}, got {options['kernel']!r}")
+    size, patch = sides(options["resolution"]), options.get("patch_size", 1)
+    # SigLIP's 384 pixels with patches of 14 leave a margin of 6 that its convolution does not reach.
+    if PUBLISHED[name][0] != "siglip" and (size[0] % patch or size[1] % patch):
+        raise ValueError(f"encoder {name!r}: resolution {size} is no multiple of the patch size {patch}")
+
+
+__all__ = ["PUBLISHED", "Encoder", "FeatureSpec", "create", "sides"]

@@ -3,7 +3,10 @@
 Resizing is two products with fixed matrices, one an axis, so every kernel is exact and has an exact gradient:
 
 - antialiased (`antialias=True`): torch's `interpolate(..., antialias=True)`, the kernel widened when the image shrinks, a = -0.5;
-- not antialiased: torch's plain `interpolate`: a = -0.75 for bicubic, which no setting of `jax.image.resize` gives.
+- not antialiased: torch's plain `interpolate`: a = -0.75 for bicubic, which no setting of `jax.image.resize` gives;
+- "tf1-bilinear": TensorFlow 1's bilinear resize, whose pixels have their corners, not their centres, in common (FID).
+
+PIL's bicubic and bilinear resize of float images are the antialiased ones.
 """
 
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-KERNELS = ("bicubic", "bilinear")
+KERNELS = ("bicubic", "bilinear", "tf1-bilinear")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class Preprocess:
 
     Attributes:
         size: (height, width) that the network takes.
-        kernel: "bicubic" or "bilinear", used where the image has another size.
+        kernel: One of `KERNELS`, used where the image has another size.
         antialias: See above.
         mean: Subtracted, of images in [0, 1].
         std: Divided by.
@@ -55,7 +58,7 @@ def resize(
     Args:
         images: Any range.
         size: (height, width).
-        kernel: "bicubic" or "bilinear".
+        kernel: One of `KERNELS`.
         antialias: See the module.
 
     Returns:
@@ -76,7 +79,7 @@ def resize_matrix(
     Args:
         source: Pixels before.
         target: Pixels after.
-        kernel: "bicubic" or "bilinear".
+        kernel: One of `KERNELS`.
         antialias: Whether the kernel widens when the axis shrinks.
         scale: Source pixels a target pixel; None: source / target.
 
@@ -89,6 +92,8 @@ def resize_matrix(
     if kernel not in KERNELS:
         raise ValueError(f"kernel must be one of {', '.join(KERNELS)}, got {kernel!r}")
     step = source / target if scale is None else scale
+    if kernel == "tf1-bilinear":
+        return _tf1(source, target, step)
     width, reach = (max(step, 1.0) if antialias else 1.0), (2 if kernel == "bicubic" else 1)
     a = -0.5 if antialias else -0.75
     matrix = np.zeros((target, source))
@@ -101,6 +106,15 @@ def resize_matrix(
             places, weights = places[inside], weights[inside]
         np.add.at(matrix[row], np.clip(places, 0, source - 1), weights)
     return (matrix / matrix.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def _tf1(source: int, target: int, step: float) -> np.ndarray:
+    place = np.arange(target, dtype=np.float32) * np.float32(step)
+    low = np.minimum(np.floor(place).astype(int), source - 1)
+    weight, matrix = place - low, np.zeros((target, source), np.float32)
+    np.add.at(matrix, (np.arange(target), low), 1 - weight)
+    np.add.at(matrix, (np.arange(target), np.minimum(low + 1, source - 1)), weight)
+    return matrix
 
 
 def _kernel(d: np.ndarray, kernel: str, a: float) -> np.ndarray:

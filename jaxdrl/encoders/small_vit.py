@@ -67,7 +67,7 @@ class SmallViT(nn.Module):
         norm = lambda name: nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=name)  # noqa: E731
         for index in range(self.depth):
             x = x + Attention(self.num_heads, name=f"attention_{index}")(norm(f"norm1_{index}")(x))
-            x = x + Mlp(4 * self.width, False, name=f"mlp_{index}")(norm(f"norm2_{index}")(x))
+            x = x + Mlp(4 * self.width, "gelu", name=f"mlp_{index}")(norm(f"norm2_{index}")(x))
         x = norm("norm")(x)
         token, patches = x[:, 0], x[:, 1:]
         both = jnp.concatenate([token, patches.mean(axis=1)], axis=-1)

@@ -21,8 +21,9 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from jaxdrl.backbones.layers import dense, sincos_2d, unpatchify
 from jaxdrl.backbones.vit import ViTBlock, norm
-from jaxdrl.encoders.dinov2 import MEAN, STD, DinoV2
 from jaxdrl.encoders.preprocess import Preprocess
+from jaxdrl.encoders.published import IMAGENET
+from jaxdrl.encoders.vit import VisionTransformer
 
 EPS = 1e-5
 
@@ -143,7 +144,7 @@ class Rae:
             float32 [batch, tokens, dim].
         """
         size = (self.encoder_size, self.encoder_size)
-        images = Preprocess(size=size, kernel="bicubic", antialias=False, mean=MEAN, std=STD)(images)
+        images = Preprocess(size=size, kernel="bicubic", antialias=False, **IMAGENET)(images)
         outputs: Any = self._encoder().apply({"params": params["encoder"]}, images)
         return outputs["patches"].astype(jnp.float32)
 
@@ -186,11 +187,12 @@ class Rae:
         """
         found = latents * jnp.sqrt(params["var"] + EPS) + params["mean"]
         images: Any = self._decoder().apply({"params": params["decoder"]}, found.reshape(len(found), -1, found.shape[-1]))
-        return 2 * (images * np.array(STD, np.float32) + np.array(MEAN, np.float32)) - 1
+        return 2 * (images * np.array(IMAGENET["std"], np.float32) + np.array(IMAGENET["mean"], np.float32)) - 1
 
-    def _encoder(self) -> DinoV2:
+    def _encoder(self) -> VisionTransformer:
         width, depth, heads = self.encoder
-        return DinoV2(width, depth, heads, self.encoder_patch, final_affine=False, dtype=self._dtype())
+        fields = {"registers": 4, "layer_scale": True, "final_norm": "affine-free", "dtype": self._dtype()}
+        return VisionTransformer(width, depth, heads, self.encoder_patch, **fields)
 
     def _decoder(self) -> RaeDecoder:
         width, depth, heads, hidden = self.decoder

@@ -15,12 +15,13 @@ from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.stack import members
 from jaxdrl.encoders import Encoder
-from jaxdrl.encoders.dinov2 import resample_positions
+from jaxdrl.encoders.vit import resample_positions
 from jaxdrl.errors import UserError
 from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
-from jaxdrl.weights import files
-from jaxdrl.weights.layouts import TO_OURS, TO_THEIRS, Entry, Layout, layout
+from jaxdrl.weights import encoder_layouts, files
+from jaxdrl.weights.entries import TO_OURS, TO_THEIRS, Entry, Layout
+from jaxdrl.weights.layouts import layout
 
 Model: TypeAlias = Backbone | Encoder | SdVae | Rae
 _CONTAINERS = ("ema", "model_ema1", "model", "state_dict")
@@ -152,9 +153,10 @@ def _inferred(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unrolled(model: Model) -> Model:
     """The model whose blocks are not scanned: files have them one by one."""
-    if not isinstance(model, Backbone) or not dict(model.fields).get("scan_layers"):
+    if not isinstance(model, Backbone | Encoder) or not dict(model.fields).get("scan_layers"):
         return model
-    return backbones.create(model.name, **dict(model.fields) | {"scan_layers": False})
+    create = backbones.create if isinstance(model, Backbone) else encoders.create
+    return create(model.name, **dict(model.fields) | {"scan_layers": False})
 
 
 def name_of(model: Model) -> str:
@@ -251,9 +253,7 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
         flat = {name: _array(state[name])[0] for name in ("mean", "var") if name in state and len(state[name].shape) == 4}
         return _resampled({**state, **flat}, backbone.grid, True)
     if isinstance(backbone, Encoder):
-        fields = dict(backbone.fields)
-        height, width = (side // fields.get("patch_size", 14) for side in encoders.sides(fields["resolution"]))
-        return _resampled(state, (height, width), fields["registers"] > 0)
+        return encoder_layouts.renamed(backbone, state, _array)
     if backbone.family != "REPA":
         return state
     depth = dict(backbone.fields).get("projector_depth", 8)
@@ -286,7 +286,7 @@ def _differences(table: Layout, state: Mapping[str, Any], shapes: Mapping[str, t
     """What is wrong with a state dict, in words: empty when nothing is."""
     wanted = {key for entry in table.entries for key in entry.keys}
     missing = sorted(wanted - set(state))
-    unexpected = sorted(set(state) - wanted - set(table.fixed) - set(table.ignored))
+    unexpected = sorted(key for key in set(state) - wanted - set(table.fixed) if not key.startswith(table.ignored))
     misshapen = []
     for entry in table.entries:
         if any(key not in state for key in entry.keys):

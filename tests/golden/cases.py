@@ -82,7 +82,13 @@ def draw(key: str, shape: tuple[int, ...]) -> np.ndarray:
     values = 0.12 * np.random.default_rng(zlib.crc32(key.encode())).standard_normal(shape)
     if ".norm1.emb." in key:  # diffusers repeats the condition's weights in every block
         return draw(key.split(".norm1.emb.")[1], shape)
-    around_one = ("norm" in key and key.endswith("weight") and len(shape) == 1) or key.endswith("lambda1")
+    around_one = ("norm" in key and key.endswith("weight") and len(shape) == 1) or key.endswith(
+        ("lambda1", "layer_scale_parameter", "bn.weight")
+    )
+    if key.startswith(("Conv2d_", "Mixed_")) and key.endswith("conv.weight"):
+        values = values * 12 / np.prod(shape[1:]) ** 0.5  # Inception has no residuals to keep its scale
+    if key.endswith("running_var"):
+        values = np.abs(values) + 0.5
     return (values + around_one).astype(np.float32)
 
 
@@ -100,3 +106,42 @@ def inputs(name: str) -> np.ndarray:
 def cotangent(shape: tuple[int, ...]) -> np.ndarray:
     """What the output is multiplied by before its gradient is taken."""
     return np.random.default_rng(11).standard_normal(shape).astype(np.float32)
+
+
+# Published encoders in small: name -> (class of transformers, its configuration, fields of `encoders.create`).
+_SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+_OURS = {"width": 32, "depth": 2, "num_heads": 4, "resolution": (42, 28)}
+_CLIP = _SMALL | {"intermediate_size": 48, "patch_size": 14, "image_size": 70, "projection_dim": 20}
+_CONV = {"hidden_sizes": [8, 12, 16, 24], "depths": [1, 1, 2, 1]}
+ENCODERS = {
+    "dinov2-giant": ("Dinov2Model", _SMALL | {"use_swiglu_ffn": True, "image_size": 70}, _OURS | {"hidden": 88}),
+    "dinov3-vitb16": (
+        "DINOv3ViTModel",
+        _SMALL | {"intermediate_size": 128, "num_register_tokens": 4, "image_size": 64},
+        _OURS | {"resolution": (48, 32)},
+    ),
+    "dinov3-vits16plus": (
+        "DINOv3ViTModel",
+        _SMALL
+        | {"intermediate_size": 40, "num_register_tokens": 4, "image_size": 64, "use_gated_mlp": True, "hidden_act": "silu"},
+        _OURS | {"resolution": (48, 32), "hidden": 40},
+    ),
+    "siglip-so400m-patch14-224": (
+        "SiglipVisionModel",
+        _SMALL | {"intermediate_size": 48, "patch_size": 14, "image_size": 70},
+        _OURS | {"hidden": 48, "resolution": (45, 30)},  # a margin that the patches do not reach
+    ),
+    "clip-vit-large-patch14": ("CLIPVisionModelWithProjection", _CLIP, _OURS | {"hidden": 48, "projection_dim": 20}),
+    "openclip-vit-huge-patch14": (
+        "CLIPVisionModelWithProjection",
+        _CLIP | {"hidden_act": "gelu"},
+        _OURS | {"hidden": 48, "projection_dim": 20},
+    ),
+    "vit-mae-base": (
+        "ViTMAEModel",
+        _SMALL | {"intermediate_size": 128, "patch_size": 16, "image_size": 80, "mask_ratio": 0.0},
+        _OURS | {"resolution": (48, 32)},
+    ),
+    "convnext-tiny": ("ConvNextModel", _CONV, {"widths": (8, 12, 16, 24), "depths": (1, 1, 2, 1), "resolution": (64, 96)}),
+    "convnextv2-atto": ("ConvNextV2Model", _CONV, {"widths": (8, 12, 16, 24), "depths": (1, 1, 2, 1), "resolution": (64, 96)}),
+}

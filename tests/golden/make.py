@@ -2,9 +2,8 @@
 
     python -m tests.golden.make --code=DIR
 
-DIR holds clones of willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT and bytetriper/RAE in folders named SiT, DiT, REPA,
-JiT and RAE. Needs torch, timm, diffusers (AutoencoderKL) and
-transformers (DINOv2). None of that code is part of this project.
+DIR holds clones of willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT, bytetriper/RAE and toshas/torch-fidelity in folders
+named SiT, DiT, REPA, JiT, RAE and torch-fidelity. Needs torch, timm, diffusers and transformers. None of that code is part of this project.
 """
 
 import argparse
@@ -31,6 +30,9 @@ def main() -> None:
     results |= {f"diffusers/{key}": value for key, value in _diffusers(torch).items()}
     for name in cases.DINOV2:
         results |= {f"{name}/{key}": value for key, value in _dinov2(name, torch).items()}
+    for name in cases.ENCODERS:
+        results |= {f"{name}/{key}": value for key, value in _encoder(name, torch).items()}
+    results |= {f"inception/{key}": value for key, value in _inception(code, torch).items()}
     official.prepare()
     for name in cases.CASES:
         results |= {f"{name}/{key}": value for key, value in _run(name, code, torch).items()}
@@ -139,7 +141,7 @@ def _dinov2(name: str, torch) -> dict[str, np.ndarray]:
     """transformers' DINOv2 behind torch's antialiased bicubic resize, with the position table of another, square grid."""
     import transformers
 
-    from jaxdrl.encoders.dinov2 import MEAN, STD
+    from jaxdrl.encoders.published import IMAGENET
 
     sizes = cases.DINOV2_SIZES
     kind = "Dinov2WithRegisters" if cases.DINOV2[name] else "Dinov2"
@@ -152,12 +154,109 @@ def _dinov2(name: str, torch) -> dict[str, np.ndarray]:
     network.load_state_dict(state)
     images = torch.tensor(cases.PICTURES.transpose(0, 3, 1, 2)).requires_grad_(True)
     seen = torch.nn.functional.interpolate(0.5 * (images + 1), size=cases.DINOV2_RESOLUTION, mode="bicubic", antialias=True)
-    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in IMAGENET.values())
     tokens = network((seen - centre) / spread).last_hidden_state
     (tokens * torch.tensor(cases.cotangent(tuple(tokens.shape)))).sum().backward()
     names = np.array([f"{_on_disk(key)}:{','.join(map(str, value.shape))}:1" for key, value in state.items()])
     gradient = images.grad.numpy().transpose(0, 2, 3, 1)
     return {"tokens": tokens.detach().numpy(), "gradient": gradient, "names": names}
+
+
+def _encoder(name: str, torch) -> dict[str, np.ndarray]:
+    """One of transformers' encoders, saved and read again for the names on disk; torch's resize before it."""
+    import tempfile
+
+    import transformers
+    from safetensors.torch import load_file
+
+    from jaxdrl import encoders
+
+    kind, settings, fields = cases.ENCODERS[name]
+    cls = getattr(transformers, kind)
+    network = cls._from_config(cls.config_class(**settings), attn_implementation="eager").eval()
+    learned = dict(network.named_parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        network.save_pretrained(folder)
+        shapes = {key: tuple(value.shape) for key, value in load_file(f"{folder}/model.safetensors").items()}
+        state = {key: torch.tensor(cases.draw(key, shape)) for key, shape in shapes.items()}
+        if "embeddings.position_embeddings" in shapes and name.startswith("vit-mae"):
+            assert not learned["embeddings.position_embeddings"].requires_grad
+        from safetensors.torch import save_file
+
+        save_file(state, f"{folder}/model.safetensors", metadata={"format": "pt"})
+        network = cls.from_pretrained(folder, attn_implementation="eager").eval()
+    how = encoders.create(name, **fields).preprocess
+    images = torch.tensor(cases.PICTURES.transpose(0, 3, 1, 2)).requires_grad_(True)
+    seen = torch.nn.functional.interpolate(0.5 * (images + 1), size=how.size, mode=how.kernel, antialias=how.antialias)
+    centre, spread = (torch.tensor(values).view(1, 3, 1, 1) for values in (how.mean, how.std))
+    options = {"interpolate_pos_encoding": True} if kind in ("SiglipVisionModel", "ViTMAEModel") or "CLIP" in kind else {}
+    if kind == "ViTMAEModel":
+        tokens = how.size[0] * how.size[1] // 16**2
+        options["noise"] = torch.arange(tokens).float()[None].repeat(2, 1)
+    out = network((seen - centre) / spread, **options)
+    # CLIP's class token stands there before its norm, which is not a feature here.
+    found = {"tokens": out.last_hidden_state[:, 1:] if "CLIP" in kind else out.last_hidden_state}
+    pooled = getattr(out, "image_embeds", None) if "CLIP" in kind else getattr(out, "pooler_output", None)
+    if pooled is not None and "ViT" not in kind and "Dino" not in kind:
+        found["pooled"] = pooled
+    total = sum((value * torch.tensor(cases.cotangent(tuple(value.shape)))).sum() for value in found.values())
+    total.backward()
+    names = np.array([f"{key}:{','.join(map(str, shape))}:1" for key, shape in shapes.items()])
+    gradient = images.grad.numpy().transpose(0, 2, 3, 1)
+    return {key: value.detach().numpy() for key, value in found.items()} | {"gradient": gradient, "names": names}
+
+
+def inception_network(code: Path, torch):
+    """torch-fidelity's network with drawn weights."""
+    package = types.ModuleType("torch_fidelity")  # its own imports everything
+    package.__path__ = [str(code / "torch-fidelity" / "torch_fidelity")]
+    sys.modules["torch_fidelity"] = package
+    module = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    # Their constructor reads the published weights; the layers alone are wanted here.
+    module.FeatureExtractorInceptionV3.load_state_dict = lambda self, *_, **__: None
+    original, torch.load = torch.load, lambda *_, **__: {}
+    network = module.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], feature_extractor_weights_path=__file__).eval()
+    torch.load = original
+    state = {
+        key: torch.tensor(cases.draw(key, tuple(value.shape))) if value.is_floating_point() else value
+        for key, value in network.state_dict().items()
+    }
+    torch.nn.Module.load_state_dict(network, state)
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+    return network
+
+
+def _inception(code: Path, torch) -> dict[str, np.ndarray]:
+    """torch-fidelity's network behind its own TensorFlow-1 resize, on bytes."""
+    from jaxdrl.encoders import preprocess
+
+    network = inception_network(code, torch)
+    resize = importlib.import_module("torch_fidelity.interpolate_compat_tensorflow").interpolate_bilinear_2d_like_tensorflow1x
+    state = network.state_dict()
+    images = torch.tensor((cases.PICTURES.transpose(0, 3, 1, 2) + 1) * 127.5)
+    found = inception_outputs(network, (resize(images, size=(299, 299), align_corners=False) - 128) / 128)
+    # A ReLU network's gradient jumps where a rounding error turns a unit off, so it is compared in float64, behind our own resize.
+    matrix = torch.tensor(preprocess.resize_matrix(48, 299, "tf1-bilinear")).double()
+    images = torch.tensor(cases.PICTURES.transpose(0, 3, 1, 2)).double().requires_grad_(True)
+    seen = (torch.einsum("ih,bchw,jw->bcij", matrix, (images + 1) * 127.5, matrix) - 128) / 128
+    pool = inception_outputs(network.double(), seen)["pool"]
+    (pool * torch.tensor(cases.cotangent(tuple(pool.shape)))).sum().backward()
+    shapes = np.array([f"{key}:{','.join(map(str, value.shape))}:1" for key, value in state.items() if value.is_floating_point()])
+    gradient = images.grad.numpy().transpose(0, 2, 3, 1)
+    return {key: value.detach().numpy() for key, value in found.items()} | {"gradient": gradient, "names": shapes}
+
+
+def inception_outputs(network, x) -> dict:
+    """Pool, spatial features and logits, block by block."""
+    names = "Conv2d_1a_3x3 Conv2d_2a_3x3 Conv2d_2b_3x3 MaxPool_1 Conv2d_3b_1x1 Conv2d_4a_3x3 MaxPool_2 Mixed_5b Mixed_5c Mixed_5d Mixed_6a"
+    for name in [*names.split(), "Mixed_6b", "Mixed_6c"]:
+        x = getattr(network, name)(x)
+    spatial = network.Mixed_6d.branch1x1(x)[:, :7].permute(0, 2, 3, 1).reshape(2, -1)
+    for name in ("Mixed_6d", "Mixed_6e", "Mixed_7a", "Mixed_7b", "Mixed_7c"):
+        x = getattr(network, name)(x)
+    pool = x.mean(dim=(2, 3))
+    return {"pool": pool, "spatial": spatial, "logits": pool @ network.fc.weight.T}
 
 
 def _jit_sampler(code: Path, torch) -> np.ndarray:
@@ -181,7 +280,7 @@ def _rae(code: Path, torch) -> dict[str, np.ndarray]:
     """RAE's encoder (from transformers, its last norm stripped as RAE does) and decoder, names as on disk."""
     from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
-    from jaxdrl.encoders.dinov2 import MEAN, STD
+    from jaxdrl.encoders.published import IMAGENET
 
     (width, depth, heads), (narrow, blocks, decoder_heads, hidden) = cases.RAE["encoder"], cases.RAE["decoder"]
     size = {"hidden_size": width, "num_hidden_layers": depth, "num_attention_heads": heads, "image_size": 70}
@@ -205,7 +304,7 @@ def _rae(code: Path, torch) -> dict[str, np.ndarray]:
     decoder.load_state_dict(drawn, strict=False)
     mean, var = (torch.tensor(cases.draw(key, (width, 3, 3))) for key in ("mean", "var"))
     var = var.abs() + 0.5
-    found = _rae_outputs(encoder, decoder, mean, var, (MEAN, STD), torch)
+    found = _rae_outputs(encoder, decoder, mean, var, tuple(IMAGENET.values()), torch)
     shapes = {_on_disk(key): value.shape for key, value in state.items()} | {key: value.shape for key, value in drawn.items()}
     names = np.array([f"{key}:{','.join(map(str, shape))}:1" for key, shape in shapes.items()])
     return found | {"names": names}
@@ -249,7 +348,10 @@ def _repa_samplers(code: Path, torch) -> dict[str, np.ndarray]:
     samplers = importlib.import_module("samplers")
     sys.path.pop(0)
     start = torch.tensor(cases.inputs("repa").transpose(0, 3, 1, 2))
-    model = lambda x, t, y: network(x, t, torch.where(y == 1000, 10, y))  # their null class is written out
+
+    def model(x, t, y):
+        return network(x, t, torch.where(y == 1000, 10, y))  # their null class is written out
+
     settings = {"cfg_scale": 1.8, "guidance_high": cases.REPA_HIGH, "num_steps": cases.REPA_STEPS}
     labels = torch.tensor(cases.LABELS[:3]).long()
     shape = cases.inputs("repa").shape

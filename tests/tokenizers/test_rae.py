@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdrl.encoders import dinov2, preprocess
+from jaxdrl.encoders import preprocess, vit
 from jaxdrl.errors import UserError
 from jaxdrl.tokenizers import Rae
 from jaxdrl.weights import from_torch, model_directory, to_torch
@@ -77,12 +77,12 @@ def test_published_sizes():
 
 def test_position_tables_keep_their_class_token_and_their_own_grid():
     table = np.random.default_rng(0).standard_normal((26, 4)).astype(np.float32)
-    assert dinov2.resample_positions(table, (5, 5)) is table
-    resized = dinov2.resample_positions(table, (3, 2))
+    assert vit.resample_positions(table, (5, 5)) is table
+    resized = vit.resample_positions(table, (3, 2))
     assert resized.shape == (7, 4)
     np.testing.assert_array_equal(resized[0], table[0])
     constant = np.ones((26, 4), np.float32)
-    np.testing.assert_allclose(dinov2.resample_positions(constant, (3, 3)), 1, rtol=1e-6)
+    np.testing.assert_allclose(vit.resample_positions(constant, (3, 3)), 1, rtol=1e-6)
 
 
 def test_bicubic_is_torchs():

@@ -7,7 +7,9 @@ validations without improvement training stops. Before anything is tuned the sta
 accuracy, calibration, and the effective sample size of the ideal tilt, for all classes and for each.
 """
 
+import hashlib
 import itertools
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,6 +21,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdrl import data
 from jaxdrl.config import Config
+from jaxdrl.data import feature_cache
+from jaxdrl.data.feature_cache import FeatureCache
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import calibration, tilt
 from jaxdrl.rewards import discriminator
@@ -65,9 +69,13 @@ def run(run: Run) -> dict:
         steps, held-out loss, accuracy, calibration error, effective sample sizes, rewards and the operations spent.
 
     Raises:
-        UserError: If the buffer's length is not a multiple of `validate_every`.
+        UserError: If the buffer's length is not a multiple of `validate_every`, or features are to be cached where R1 needs images.
     """
     config, settings = run.config, run.config.discriminator
+    if settings.cache_features and settings.r1 > 0:
+        raise UserError(
+            "config.discriminator.cache_features: R1 needs the images at every step; set r1 to 0 or cache_features to false"
+        )
     if (settings.buffer_batches * settings.buffer_epochs) % settings.validate_every:
         raise UserError(
             "config.discriminator: buffer_batches * buffer_epochs "
@@ -99,8 +107,8 @@ def run(run: Run) -> dict:
 def _train(run: Run, held_out: Pairs) -> State:
     config, settings = run.config, run.config.discriminator
     encoder_params = loading.load_encoder(config, run.workdir, "reward")
-    images = _images(run)
-    source = data.open_split(config.data, data_directory(run), "train")
+    images, source = _images(run), data.open_split(config.data, data_directory(run), "train")
+    cache = _cached(run, source, images)
     seed, flip = stage_seed(config.seed, "discriminator/data"), config.data.horizontal_flip
     # Mirrored like the generator's own data: or mirrored fakes would give themselves away.
     reals = data.batches(source, batch_size=settings.batch_size, seed=seed, horizontal_flip=flip)
@@ -116,7 +124,7 @@ def _train(run: Run, held_out: Pairs) -> State:
         while step < settings.steps and waited < settings.patience:
             refresh = step // _refresh_steps(config)
             if refresh != held_refresh:
-                pairs, held_refresh = _fill(run, images, reals, refresh), refresh
+                pairs, held_refresh = _fill(run, images, reals, cache, refresh), refresh
             current, trained = train_steps(current, pairs, encoder_params, key)
             current, validated = validate(current, held_out)
             step, waited = int(current.step), int(current.waited)
@@ -217,19 +225,48 @@ def _images(run: Run) -> Images:
     return Images(generation.reconstruction(config), encode, fakes)
 
 
-def _fill(run: Run, images: Images, reals, refresh: int) -> Pairs:
+def _fill(run: Run, images: Images, reals, cache: FeatureCache | None, refresh: int) -> Pairs:
     """Draws and encodes the real and fake images of one refresh; a function of the refresh's number alone."""
     settings = run.config.discriminator
+    first, count = refresh * settings.buffer_batches, settings.buffer_batches
     features, labels, kept = [], [], []
-    for batch in itertools.islice(reals.stream(refresh * settings.buffer_batches), settings.buffer_batches):
-        real = images.real(batch["image"])
-        features.append(images.encode(real))
-        labels.append(batch["label"])
-        kept += [real] if settings.r1 > 0 else []
+    if cache is not None:
+        plan = {name: part.reshape(-1) for name, part in reals.plan(first, count).items()}
+        features, labels = [cache.read(plan["index"], plan["turned"])], [plan["label"]]
+    else:
+        for batch in itertools.islice(reals.stream(first), count):
+            real = images.real(batch["image"])
+            features.append(images.encode(real))
+            labels.append(batch["label"])
+            kept += [real] if settings.r1 > 0 else []
     fake, fake_labels = images.fakes(settings.buffer_batches * settings.batch_size, f"refresh{refresh}")
     real_images = jnp.asarray(np.concatenate(kept)) if kept else None
     found = map(jnp.asarray, (np.concatenate(features), np.concatenate(labels), fake, fake_labels))
     return Pairs(*found, real_images=real_images)
+
+
+def _cached(run: Run, source, images: Images) -> FeatureCache | None:
+    """The features of all train images, from files that every run on this data with this encoder shares."""
+    config = run.config
+    if not config.discriminator.cache_features:
+        return None
+    fingerprint = files.fingerprint(loading.load_encoder(config, run.workdir, "reward"))
+    description = {"data": config.data.name, "split": "train", "split_seed": config.data.split_seed}
+    description |= {"validation_fraction": config.data.validation_fraction, "image_shape": list(config.data.image_shape)}
+    description |= models.encoder(config, "reward").spec(fingerprint).to_dict()
+    if config.discriminator.reconstruct_real and config.tokenizer.name != "pixels":
+        description["tokenizer"] = f"{config.tokenizer.name} {files.fingerprint(loading.load_tokenizer(config))}"
+    mirrored = config.data.horizontal_flip
+    name = hashlib.sha256(json.dumps([description, mirrored, len(source)], sort_keys=True).encode()).hexdigest()[:16]
+    progress = Progress("features", len(source), unit="image", seconds=config.runtime.progress_seconds)
+    return feature_cache.write(
+        data_directory(run) / ".features" / name,
+        source,
+        lambda part: images.encode(images.real(part)),
+        description,
+        mirrored=mirrored,
+        progress=progress.update,
+    )
 
 
 def _held_out(run: Run) -> Pairs:
