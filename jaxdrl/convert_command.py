@@ -61,7 +61,7 @@ def convert(arguments: Sequence[str]) -> int:
     from jaxdrl import backbones, encoders, tokenizers
 
     if options.model == "list":
-        print("\n".join([*backbones.PUBLISHED, *tokenizers.PUBLISHED, *encoders.PUBLISHED]))
+        print("\n".join([*backbones.PUBLISHED, *tokenizers.PUBLISHED, *encoders.PUBLISHED, *encoders.PUBLISHED_TEXT]))
         return 0
     if not options.source or options.to is None:
         raise UserError("--from and --to are needed; see `jaxdrl convert --help`")

@@ -16,7 +16,9 @@ Heads = Float[Array, "batch heads tokens head"]
 Keys = Float[Array, "batch heads keys head"]
 
 
-def attend(q: Heads, k: Keys, v: Keys, dtype: Any, implementation: str = "einsum") -> Float[Array, "batch tokens width"]:
+def attend(
+    q: Heads, k: Keys, v: Keys, dtype: Any, implementation: str = "einsum", causal: bool = False
+) -> Float[Array, "batch tokens width"]:
     """Attends, and joins the heads again.
 
     Args:
@@ -25,6 +27,7 @@ def attend(q: Heads, k: Keys, v: Keys, dtype: Any, implementation: str = "einsum
         v: Values.
         dtype: Of the second product.
         implementation: One of `IMPLEMENTATIONS`.
+        causal: Whether a query sees no key behind it.
 
     Returns:
         Tokens.
@@ -35,10 +38,12 @@ def attend(q: Heads, k: Keys, v: Keys, dtype: Any, implementation: str = "einsum
     chosen = choose(implementation, dtype, jax.default_backend())
     if chosen == "einsum":
         logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
+        if causal:
+            logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
         out = jnp.einsum("bhij,bhjd->bhid", jax.nn.softmax(logits, axis=-1).astype(dtype), v).transpose(0, 2, 1, 3)
     else:
         q, k, v = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(q, k, v, implementation=chosen)
+        out = jax.nn.dot_product_attention(q, k, v, implementation=chosen, is_causal=causal)
     return out.reshape(*out.shape[:2], -1)
 
 

@@ -51,12 +51,14 @@ class ViTAttention(nn.Module):
         qkv_bias: Whether q, k and v have a bias.
         dtype: Of the matmuls.
         attention: One of `attention.IMPLEMENTATIONS`.
+        causal: See `attention.attend`.
     """
 
     num_heads: int
     qkv_bias: bool = True
     dtype: Any = jnp.float32
     attention: str = "einsum"
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -74,7 +76,7 @@ class ViTAttention(nn.Module):
         q, k, v = fused_heads(x, self.num_heads, self.dtype, self.qkv_bias)
         if rotary is not None:
             q, k = rotate_halves(q, *rotary), rotate_halves(k, *rotary)
-        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
+        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention, self.causal))
 
 
 class ViTBlock(nn.Module):
@@ -90,6 +92,7 @@ class ViTBlock(nn.Module):
         activation: Of the MLP, a name in `layers.ACTIVATIONS`.
         gated: The MLP is a SwiGLU instead.
         qkv_bias: Whether q, k and v have a bias.
+        causal: See `attention.attend`.
     """
 
     num_heads: int
@@ -101,6 +104,7 @@ class ViTBlock(nn.Module):
     activation: str = "gelu"
     gated: bool = False
     qkv_bias: bool = True
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -115,7 +119,7 @@ class ViTBlock(nn.Module):
         Returns:
             Tokens.
         """
-        attention = ViTAttention(self.num_heads, self.qkv_bias, self.dtype, self.attention, name="attn")
+        attention = ViTAttention(self.num_heads, self.qkv_bias, self.dtype, self.attention, self.causal, name="attn")
         x = x + self._scaled(attention(norm(self.eps, "norm1")(x), rotary), "layer_scale1")
         mlp = (
             SwiGLU(self.hidden, self.dtype, name="mlp")

@@ -16,6 +16,8 @@ from jaxdrl.encoders import convnext, inception, small_convnet, small_vit, vit
 from jaxdrl.encoders.preprocess import KERNELS, Preprocess
 from jaxdrl.encoders.published import FAMILIES, PUBLISHED, Family
 from jaxdrl.encoders.spec import FeatureSpec
+from jaxdrl.encoders.text import SIZES as PUBLISHED_TEXT
+from jaxdrl.encoders.text import TextEncoder, create_text
 
 _SMALL: dict[str, Any] = {"small-vit": small_vit.SmallViT, "small-convnet": small_convnet.SmallConvNet}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -191,4 +193,4 @@ def _check(name: str, family: Family, options: dict[str, Any]) -> None:
         raise ValueError(f"encoder {name!r}: resolution {size} is no multiple of the patch size {patch}")
 
 
-__all__ = ["PUBLISHED", "Encoder", "FeatureSpec", "create", "sides"]
+__all__ = ["PUBLISHED", "PUBLISHED_TEXT", "Encoder", "FeatureSpec", "TextEncoder", "create", "create_text", "sides"]

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.stack import members
-from jaxdrl.encoders import Encoder
+from jaxdrl.encoders import Encoder, TextEncoder
 from jaxdrl.encoders.vit import resample_positions
 from jaxdrl.errors import UserError
 from jaxdrl.tokenizers.rae import Rae
@@ -23,7 +23,7 @@ from jaxdrl.weights import encoder_layouts, files
 from jaxdrl.weights.entries import TO_OURS, TO_THEIRS, Entry, Layout
 from jaxdrl.weights.layouts import layout
 
-Model: TypeAlias = Backbone | Encoder | SdVae | Rae
+Model: TypeAlias = Backbone | Encoder | TextEncoder | SdVae | Rae
 _CONTAINERS = ("ema", "model_ema1", "model", "state_dict")
 _FIXED_TOLERANCE = 1e-4
 
@@ -125,11 +125,13 @@ def model_for(model: str | Model, weights: Mapping[str, Any], **overrides: Any) 
             return tokenizers.create_published(model, **overrides)
         if model in encoders.PUBLISHED:
             return encoders.create(model, **overrides)
+        if model in encoders.PUBLISHED_TEXT:
+            return encoders.create_text(model, **overrides)
         if model in backbones.PUBLISHED:
             return backbones.create(model, **_inferred(model, weights) | overrides)
     except ValueError as error:
         raise UserError(f"{model}: {error}") from error
-    known = ", ".join([*tokenizers.PUBLISHED, *encoders.PUBLISHED, *backbones.PUBLISHED])
+    known = ", ".join([*tokenizers.PUBLISHED, *encoders.PUBLISHED, *encoders.PUBLISHED_TEXT, *backbones.PUBLISHED])
     raise UserError(f"--model: {model!r} is unknown; choose one of {known}")
 
 
@@ -153,9 +155,10 @@ def _inferred(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unrolled(model: Model) -> Model:
     """The model whose blocks are not scanned: files have them one by one."""
-    if not isinstance(model, Backbone | Encoder) or not dict(model.fields).get("scan_layers"):
+    if not isinstance(model, Backbone | Encoder | TextEncoder) or not dict(model.fields).get("scan_layers"):
         return model
-    create = backbones.create if isinstance(model, Backbone) else encoders.create
+    creators: dict[type, Callable[..., Model]] = {Encoder: encoders.create, TextEncoder: encoders.create_text}
+    create = creators.get(type(model), backbones.create)
     return create(model.name, **dict(model.fields) | {"scan_layers": False})
 
 
@@ -168,7 +171,7 @@ def name_of(model: Model) -> str:
     Returns:
         Its name.
     """
-    if isinstance(model, Backbone | Encoder):
+    if isinstance(model, Backbone | Encoder | TextEncoder):
         return model.name
     return next(name for name, kind in tokenizers.PUBLISHED.items() if isinstance(model, kind))
 
@@ -252,6 +255,8 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
         # Statistics are kept with or without an axis for the batch.
         flat = {name: _array(state[name])[0] for name in ("mean", "var") if name in state and len(state[name].shape) == 4}
         return _resampled({**state, **flat}, backbone.grid, True)
+    if isinstance(backbone, TextEncoder):
+        return state
     if isinstance(backbone, Encoder):
         return encoder_layouts.renamed(backbone, state, _array)
     if backbone.family != "REPA":

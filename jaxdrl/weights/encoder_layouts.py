@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxdrl import encoders
-from jaxdrl.encoders import Encoder
+from jaxdrl.encoders import Encoder, TextEncoder
 from jaxdrl.encoders.published import PUBLISHED
 from jaxdrl.encoders.vit import resample_positions
 from jaxdrl.weights.entries import Entry, Layout, conv, linear, norm, vit_block
@@ -85,6 +85,26 @@ def layout(encoder: Encoder) -> Layout:
         "inception": lambda fields: _inception(encoder),
     }
     return tables[PUBLISHED[encoder.name][0]](dict(encoder.fields))
+
+
+def text_layout(encoder: TextEncoder) -> Layout:
+    """The layout of CLIP's text tower in the file of the whole model, or in one of its own.
+
+    Args:
+        encoder: Of any size, its layers not scanned.
+
+    Returns:
+        The table.
+    """
+    entries = [
+        Entry(key="text_model.embeddings.token_embedding.weight", path="tokens"),
+        Entry(key="text_model.embeddings.position_embedding.weight", path="positions"),
+        *norm("text_model.final_layer_norm", "norm"),
+        Entry(key="text_projection.weight", path="projection/kernel", kind="linear"),
+    ]
+    for i in range(dict(encoder.fields)["depth"]):
+        entries += vit_block(f"text_model.encoder.layers.{i}", f"blocks_{i}", CLIP)
+    return _layout(entries, "vision_model", "visual_projection", "logit_scale", "text_model.embeddings.position_ids")
 
 
 def renamed(encoder: Encoder, state: Mapping[str, Any], read: Callable[[Any], np.ndarray]) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.layers import sincos_2d
 from jaxdrl.backbones.rotary import rotary_2d
-from jaxdrl.encoders import Encoder
+from jaxdrl.encoders import Encoder, TextEncoder
 from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
 from jaxdrl.weights import encoder_layouts
@@ -22,7 +22,7 @@ from jaxdrl.weights.encoder_layouts import DINOV2, dinov2_body
 from jaxdrl.weights.entries import Entry, Kind, Layout, conv, linear, norm, vit_block
 
 
-def layout(backbone: Backbone | Encoder | SdVae | Rae, style: str = "original") -> Layout:
+def layout(backbone: Backbone | Encoder | TextEncoder | SdVae | Rae, style: str = "original") -> Layout:
     """The layout of a model's file.
 
     Args:
@@ -41,6 +41,8 @@ def layout(backbone: Backbone | Encoder | SdVae | Rae, style: str = "original") 
         return _rae(backbone)
     if isinstance(backbone, Encoder):
         return encoder_layouts.layout(backbone)
+    if isinstance(backbone, TextEncoder):
+        return encoder_layouts.text_layout(backbone)
     fields = dict(backbone.fields)
     if style == "diffusers" and backbone.family == "DiT":
         return _diffusers(fields)

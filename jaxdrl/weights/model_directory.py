@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.backbones import Backbone
-from jaxdrl.encoders import Encoder
+from jaxdrl.encoders import Encoder, TextEncoder
 from jaxdrl.errors import UserError
 from jaxdrl.weights.convert import Model, name_of
 from jaxdrl.weights.files import write_atomically
@@ -46,7 +46,7 @@ def save(directory: Path, model: Model, params: PyTree) -> None:
     with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "params", params)
         checkpointer.wait_until_finished()
-    fields = dict(model.fields) if isinstance(model, Backbone | Encoder) else dataclasses.asdict(model)
+    fields = dict(model.fields) if isinstance(model, Backbone | Encoder | TextEncoder) else dataclasses.asdict(model)
     description = {"name": name_of(model), "fields": fields}
     write_atomically(directory / "model.json", json.dumps(description, indent=2).encode())
 
@@ -85,7 +85,11 @@ def load(directory: Path, sharding: Any = None) -> tuple[Model, PyTree]:
         UserError: If the folder holds no model.
     """
     name, fields = describe(directory)
-    rooms = ((tokenizers.PUBLISHED, tokenizers.create_published), (encoders.PUBLISHED, encoders.create))
+    rooms = (
+        (tokenizers.PUBLISHED, tokenizers.create_published),
+        (encoders.PUBLISHED, encoders.create),
+        (encoders.PUBLISHED_TEXT, encoders.create_text),
+    )
     create = next((create for names, create in rooms if name in names), backbones.create)
     model: Model = create(name, **fields)
     template = jax.eval_shape(model.init, jax.random.key(0))

@@ -190,3 +190,24 @@ def test_published_sizes(name, millions):
     shapes = jax.eval_shape(encoders.create(name).init, jax.random.key(0))
     count = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
     assert count / 1e6 == pytest.approx(millions, rel=2e-2)
+
+
+def test_clips_text_tower(tmp_path):
+    """The end of the text is found, nothing behind a token is seen, and the file of a whole model will do."""
+    network, state = encoders.create_text("clip-vit-large-patch14-text", **cases.TEXT), _state("text")
+    params = from_torch(network, state | {"logit_scale": np.zeros((), np.float32), "vision_model.x": np.zeros(1, np.float32)})
+    found = network.features(params, jnp.asarray(cases.IDS))
+    _close(found["tokens"], GOLDEN["text/tokens"], 1e-5)
+    _close(found["projection"], GOLDEN["text/projection"], 1e-5)
+    np.testing.assert_array_equal(found["pooled"], found["tokens"][jnp.arange(2), jnp.array([3, 8])])
+    other = network.features(params, jnp.asarray(np.where(cases.IDS == 0, 50, cases.IDS)))
+    np.testing.assert_allclose(other["projection"], found["projection"], atol=1e-6)
+    model_directory.save(tmp_path / "model", network, params)
+    loaded, weights = model_directory.load(tmp_path / "model")
+    assert loaded.fields == network.fields
+    jax.tree.map(np.testing.assert_array_equal, weights, params)
+    assert set(to_torch(network, params)) == set(state)
+    with pytest.raises(ValueError, match="unknown"):
+        encoders.create_text("clip-text")
+    with pytest.raises(ValueError, match="unknown fields"):
+        encoders.create_text("clip-vit-large-patch14-text", heads=3)

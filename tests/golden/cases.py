@@ -145,3 +145,9 @@ ENCODERS = {
     "convnext-tiny": ("ConvNextModel", _CONV, {"widths": (8, 12, 16, 24), "depths": (1, 1, 2, 1), "resolution": (64, 96)}),
     "convnextv2-atto": ("ConvNextV2Model", _CONV, {"widths": (8, 12, 16, 24), "depths": (1, 1, 2, 1), "resolution": (64, 96)}),
 }
+
+# CLIP's text tower in small; 99 is the end of the text.
+TEXT_SETTINGS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+TEXT_SETTINGS |= {"vocab_size": 100, "max_position_embeddings": 12, "projection_dim": 20, "eos_token_id": 99}
+TEXT = {"width": 32, "depth": 2, "num_heads": 4, "projection_dim": 20, "hidden": 48, "vocabulary": 100, "length": 12}
+IDS = np.array([[98, 5, 17, 99, 0, 0, 0, 0, 0], [98, 41, 2, 63, 7, 7, 30, 11, 99]], np.int32)

@@ -32,6 +32,7 @@ def main() -> None:
         results |= {f"{name}/{key}": value for key, value in _dinov2(name, torch).items()}
     for name in cases.ENCODERS:
         results |= {f"{name}/{key}": value for key, value in _encoder(name, torch).items()}
+    results |= {f"text/{key}": value for key, value in _text(torch).items()}
     results |= {f"inception/{key}": value for key, value in _inception(code, torch).items()}
     official.prepare()
     for name in cases.CASES:
@@ -204,6 +205,19 @@ def _encoder(name: str, torch) -> dict[str, np.ndarray]:
     names = np.array([f"{key}:{','.join(map(str, shape))}:1" for key, shape in shapes.items()])
     gradient = images.grad.numpy().transpose(0, 2, 3, 1)
     return {key: value.detach().numpy() for key, value in found.items()} | {"gradient": gradient, "names": names}
+
+
+def _text(torch) -> dict[str, np.ndarray]:
+    """transformers' CLIP text tower, names on disk."""
+    import transformers
+
+    config = transformers.CLIPTextConfig(**cases.TEXT_SETTINGS)
+    network = transformers.CLIPTextModelWithProjection._from_config(config, attn_implementation="eager").eval()
+    state = {key: torch.tensor(cases.draw(key, tuple(value.shape))) for key, value in network.state_dict().items()}
+    network.load_state_dict(state)
+    out = network(torch.tensor(cases.IDS).long())
+    names = np.array([f"{key}:{','.join(map(str, value.shape))}:1" for key, value in state.items()])
+    return {"tokens": out.last_hidden_state.detach().numpy(), "projection": out.text_embeds.detach().numpy(), "names": names}
 
 
 def inception_network(code: Path, torch):
