@@ -250,10 +250,11 @@ def _inception(code: Path, torch) -> dict[str, np.ndarray]:
     state = network.state_dict()
     images = torch.tensor((cases.PICTURES.transpose(0, 3, 1, 2) + 1) * 127.5)
     found = inception_outputs(network, (resize(images, size=(299, 299), align_corners=False) - 128) / 128)
-    # A ReLU network's gradient jumps where a rounding error turns a unit off, so it is compared in float64, behind our own resize.
+    # A ReLU network's gradient jumps where a rounding error turns a unit off, so it is compared in float64, behind our own preprocessing.
     matrix = torch.tensor(preprocess.resize_matrix(48, 299, "tf1-bilinear")).double()
     images = torch.tensor(cases.PICTURES.transpose(0, 3, 1, 2)).double().requires_grad_(True)
-    seen = (torch.einsum("ih,bchw,jw->bcij", matrix, (images + 1) * 127.5, matrix) - 128) / 128
+    centre = float(np.float32(128 / 255))
+    seen = (torch.einsum("ih,bchw,jw->bcij", matrix, 0.5 * (images + 1), matrix) - centre) / centre
     pool = inception_outputs(network.double(), seen)["pool"]
     (pool * torch.tensor(cases.cotangent(tuple(pool.shape)))).sum().backward()
     shapes = np.array([f"{key}:{','.join(map(str, value.shape))}:1" for key, value in state.items() if value.is_floating_point()])
