@@ -6,6 +6,7 @@ images of any size and bring their preprocessing with them.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -22,7 +23,7 @@ from jaxdrl.encoders.text import TextEncoder, create_text
 _SMALL: dict[str, Any] = {"small-vit": small_vit.SmallViT, "small-convnet": small_convnet.SmallConvNet}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _NETWORKS: dict[str, Any] = {"vit": vit.VisionTransformer, "convnext": convnext.ConvNeXt, "inception": inception.Inception}
-_OPTIONS = ("resolution", "kernel", "antialias", "mean", "std", "pooling", "dtype")
+_OPTIONS = ("resolution", "kernel", "antialias", "mean", "std", "pooling", "dtype", "position_offset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +101,7 @@ def create(name: str, **overrides: Any) -> Encoder:
             "dinov2-large", "siglip2-large-patch16-256", "convnextv2-tiny" or "inception-v3-fid".
         **overrides: Fields of the network. Published ones also take resolution (a side, or height and width; multiples of the patch
             size), kernel, antialias, mean, std, pooling, dtype ("float32" or "bfloat16"), and, where they are transformers, attention,
-            remat and scan_layers.
+            remat, scan_layers and position_offset (see `vit.resample_positions`; read when weights are converted).
 
     Returns:
         The encoder.
@@ -109,7 +110,7 @@ def create(name: str, **overrides: Any) -> Encoder:
         ValueError: If the name or a field is unknown, or the sizes do not fit each other.
     """
     if name in PUBLISHED:
-        return _build(name, overrides)
+        return _build(name, tuple(sorted((key, _hashable(value)) for key, value in overrides.items())))
     if name not in _SMALL:
         raise ValueError(f"encoder {name!r} is unknown; choose one of {', '.join([*_SMALL, *PUBLISHED])}")
     network = _SMALL[name]
@@ -143,11 +144,17 @@ def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
     return (resolution, resolution) if isinstance(resolution, int) else (resolution[0], resolution[1])
 
 
-def _build(name: str, overrides: dict[str, Any]) -> Encoder:
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+# The same fields give the same object: working out a large network's shapes takes seconds.
+@lru_cache(maxsize=64)
+def _build(name: str, overrides: tuple[tuple[str, Any], ...]) -> Encoder:
     family = FAMILIES[PUBLISHED[name][0]]
     network = _NETWORKS[family.network]
     default = {"pooling": next(iter(family.poolings)), "dtype": "float32"}
-    options = {**default, **family.options, **family.fields, **PUBLISHED[name][1], **overrides}
+    options = {**default, **family.options, **family.fields, **PUBLISHED[name][1], **dict(overrides)}
     known = {field for field in network.__dataclass_fields__ if field not in ("parent", "name")}
     unknown = sorted(set(options) - known - set(_OPTIONS))
     if unknown:

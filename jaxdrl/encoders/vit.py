@@ -166,7 +166,11 @@ class VisionTransformer(nn.Module):
 
 
 def resample_positions(
-    table: Float[np.ndarray, "tokens width"], grid: tuple[int, int], antialias: bool = True, class_token: bool = True
+    table: Float[np.ndarray, "tokens width"],
+    grid: tuple[int, int],
+    antialias: bool = True,
+    class_token: bool = True,
+    offset: float = 0.0,
 ) -> Float[np.ndarray, "tokens2 width"]:
     """Resamples a position table to another grid, bicubic.
 
@@ -175,6 +179,7 @@ def resample_positions(
         grid: (rows, columns).
         antialias: True as in DINOv2 with registers (a = -0.5), False as in all others (a = -0.75).
         class_token: Whether the first row is the class token's.
+        offset: 0.1 in DINOv2's own code (torch.hub, dgm-eval), which scales by (size + 0.1) / side; 0 in transformers.
 
     Returns:
         The table for the grid.
@@ -183,6 +188,10 @@ def resample_positions(
     side = round((len(table) - first) ** 0.5)
     if (side, side) == tuple(grid):
         return table
-    rows, columns = (resize_matrix(side, size, "bicubic", antialias).astype(np.float64) for size in grid)
+    scales = [None if offset == 0 else side / (size + offset) for size in grid]
+    rows, columns = (
+        resize_matrix(side, size, "bicubic", antialias, scale).astype(np.float64)
+        for size, scale in zip(grid, scales, strict=True)
+    )
     places = np.einsum("ih,hwc,jw->ijc", rows, table[first:].reshape(side, side, -1), columns)
     return np.concatenate([table[:first], places.reshape(-1, table.shape[1]).astype(np.float32)])

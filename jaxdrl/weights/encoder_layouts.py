@@ -140,7 +140,7 @@ def renamed(encoder: Encoder, state: Mapping[str, Any], read: Callable[[Any], np
         return found
     antialias = family == "dinov2" and fields.get("registers", 0) > 0
     rows = read(table)[0] if batched else read(table)
-    resampled = resample_positions(rows, (height, width), antialias, bool(first))
+    resampled = resample_positions(rows, (height, width), antialias, bool(first), fields.get("position_offset", 0.0))
     return found | {places: resampled[None] if batched else resampled}
 
 

@@ -1,5 +1,7 @@
 """DiT, REPA, JiT, DiT^DH and the spectral gate: sizes, options and conventions (parity is in tests/weights)."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,9 @@ import scipy.ndimage
 from jaxdrl import backbones
 from jaxdrl.backbones import attention, dit, rotary, spectral
 from jaxdrl.weights import from_torch, to_torch
+from tests.golden import cases
+
+GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "official.npz")
 
 LATENT = {"sample_shape": (8, 12, 3), "num_classes": 5, "patch_size": 2, "width": 32, "depth": 2, "num_heads": 4}
 # Millions of parameters as the authors' own modules have them.
@@ -112,6 +117,21 @@ def test_gate_formula_and_what_conditions_it():
     np.testing.assert_array_equal(gate.apply({"params": params}, residual, time, both + 1), found)
 
 
+def test_the_gate_is_the_authors():
+    """The residual before and after the gate of SpectralDiT's own block (kept in `tests/golden`)."""
+    gate = spectral.SpectralGate("timestep+label", (4, 4), scale=0.2)
+    draw = lambda key, *shape: jnp.asarray(10 * cases.draw(f"freq_gate.{key}", shape))  # noqa: E731
+    params = {
+        name: {"kernel": draw(f"{name}.weight", rows, 16 if name == "0" else 4).T, "bias": draw(f"{name}.bias", rows)}
+        for name, rows in (("0", 4), ("2", 2))
+    }
+    condition = jnp.asarray(cases.cotangent((2, 16)))
+    found = gate.apply({"params": params}, jnp.asarray(GOLDEN["spectral/before"]), jnp.zeros((2, 16)), condition)
+    expected = GOLDEN["spectral/after"]
+    assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-6
+    assert np.abs(expected - GOLDEN["spectral/before"]).max() / np.abs(expected).max() > 1e-2
+
+
 def test_rotary_attention_sees_relative_places_only():
     """q . k depends on the difference of places, row and column apart; prefix tokens are not turned."""
     cos, sin = rotary.rotary_2d((4, 5), 16, prefix=2)
@@ -153,7 +173,7 @@ def test_bfloat16_of_the_rotary_families(family):
     assert half.dtype == jnp.float32 and 0 < float(jnp.abs(half - exact).max()) < 0.1 * float(jnp.abs(exact).max())
 
 
-@pytest.mark.parametrize("family", EXTRA)
+@pytest.mark.parametrize("family", ["SiT", "REPA", "JiT", "DiTDH"])  # DiT's network is SiT's
 def test_scan_remat_and_attention_change_no_number(family):
     """Scanned blocks hold the same weights stacked; policies and implementations give the same gradients."""
     plain = _make(family)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxdrl import encoders
-from jaxdrl.encoders import preprocess
+from jaxdrl.encoders import preprocess, vit
 from jaxdrl.errors import UserError
 from jaxdrl.weights import from_torch, model_directory
 from tests.golden import cases
@@ -72,3 +72,19 @@ def test_resizing_is_torchs(kernel, antialias, size):
     np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), atol=2e-5)
     with pytest.raises(ValueError, match="kernel"):
         preprocess.resize_matrix(12, 7, "lanczos", antialias)
+
+
+def test_positions_as_dinov2s_own_code_resamples_them():
+    """torch.hub's models scale by (16 + 0.1) / 37, which moves every place a little; transformers' do not."""
+    torch = pytest.importorskip("torch")
+    table = np.random.default_rng(0).standard_normal((1 + 37 * 37, 4)).astype(np.float32)
+    places = torch.from_numpy(table[1:].reshape(1, 37, 37, 4)).permute(0, 3, 1, 2)
+    scale = (16 + 0.1) / 37
+    expected = torch.nn.functional.interpolate(places, scale_factor=(scale, scale), mode="bicubic")
+    found = vit.resample_positions(table, (16, 16), antialias=False, offset=0.1)
+    np.testing.assert_allclose(found[1:].reshape(16, 16, 4), expected[0].permute(1, 2, 0).numpy(), atol=2e-5)
+    np.testing.assert_array_equal(found[0], table[0])
+    assert np.abs(found - vit.resample_positions(table, (16, 16), antialias=False)).max() > 0.05
+    state = _state("dinov2-base")
+    one, two = (from_torch(_encoder("dinov2-base", position_offset=offset), state)["positions"] for offset in (0.0, 0.1))
+    assert np.abs(one - two).max() > 1e-3

@@ -2,8 +2,8 @@
 
     python -m tests.golden.make --code=DIR
 
-DIR holds clones of willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT, bytetriper/RAE and toshas/torch-fidelity in folders
-named SiT, DiT, REPA, JiT, RAE and torch-fidelity. Needs torch, timm, diffusers and transformers. None of that code is part of this project.
+DIR holds clones of willisma/SiT, facebookresearch/DiT, sihyun-yu/REPA, LTH14/JiT, bytetriper/RAE, lndezxn/SpectralDiT and toshas/torch-fidelity in
+folders of these names. Needs torch, timm, diffusers and transformers. None of that code is part of this project.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def main() -> None:
         results |= {f"{name}/{key}": value for key, value in _dinov2(name, torch).items()}
     for name in cases.ENCODERS:
         results |= {f"{name}/{key}": value for key, value in _encoder(name, torch).items()}
+    results |= {f"spectral/{key}": value for key, value in _spectral(code, torch).items()}
     results |= {f"text/{key}": value for key, value in _text(torch).items()}
     results |= {f"inception/{key}": value for key, value in _inception(code, torch).items()}
     official.prepare()
@@ -205,6 +206,23 @@ def _encoder(name: str, torch) -> dict[str, np.ndarray]:
     names = np.array([f"{key}:{','.join(map(str, shape))}:1" for key, shape in shapes.items()])
     gradient = images.grad.numpy().transpose(0, 2, 3, 1)
     return {key: value.detach().numpy() for key, value in found.items()} | {"gradient": gradient, "names": names}
+
+
+def _spectral(code: Path, torch) -> dict[str, np.ndarray]:
+    """SpectralDiT's own block: its MLP residual before and after the gate."""
+    sys.path.insert(0, str(code / "SpectralDiT" / "src"))
+    for loaded in [key for key in sys.modules if key.split(".")[0] == "model"]:
+        del sys.modules[loaded]
+    blocks = importlib.import_module("model.blocks")
+    sys.path.pop(0)
+    gating = blocks.FreqResidualGatingConfig(enabled=True, gate_scale=0.2)
+    block = blocks.AdaLNZeroBlock(16, 4, 4.0, gating)
+    state = {key: torch.tensor(10 * cases.draw(key, tuple(value.shape))) for key, value in block.state_dict().items()}
+    block.load_state_dict(state)
+    x, condition = (torch.tensor(cases.cotangent(shape)) for shape in ((2, 16, 16), (2, 16)))
+    with torch.no_grad():
+        _, tensors = block(x, condition, return_debug_tensors=True, token_grid_size=4)
+    return {"before": tensors.mlp_residual_pre_freq_gate.numpy(), "after": tensors.mlp_residual.numpy()}
 
 
 def _text(torch) -> dict[str, np.ndarray]:

@@ -35,7 +35,7 @@ def main():
     with jax.default_matmul_precision("highest"), jax.set_mesh(devices):
         step = posttrain.compile_step(config, posttrain.settings_from(config), devices)
         current = mesh.place(posttrain.initial_state(config, base), devices)
-        frozen = mesh.place((base, encoder, head), devices)
+        frozen = mesh.place(posttrain.Frozen(base, {}, encoder, head), devices)
         sharded = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(current))
         for _ in range(2):
             current, metrics = step(current, frozen, jax.random.key(5))

@@ -71,7 +71,7 @@ def test_offsets_of_the_sde_come_from_the_config(config):
     ("changes", "said"),
     [
         ({"algorithm": "ppo"}, "algorithm"),
-        ({"batch_size": 7}, "batch_size"),
+        ({"batch_size": 33}, "batch_size"),
         ({"rollout_batch": 7}, "rollout_batch"),
         ({"subset_reduction": "max"}, "subset_reduction"),
         ({"num_timesteps": 1}, "num_steps"),
