@@ -261,6 +261,15 @@ def _pretrain() -> Config:
             "grad_clip": 1.0,
             "ema_decay": 0.999,
             "label_dropout": 0.1,
+            "time_law": "uniform",  # uniform | logit_normal (JiT: mean -0.8, std 0.8; RAE: 0, 1 and a shift)
+            "time_mean": 0.0,  # of the logit
+            "time_std": 1.0,  # of the logit
+            "time_shift": 1.0,  # RAE: sqrt(latent dimension / 4096)
+            "target_eps": 0.0,  # JiT: 0.05, see algorithms/flow_matching.py
+            "alignment": "",  # REPA: the published encoder whose patch tokens are the target, such as dinov2-base
+            "alignment_weights": "",  # the folder that `jaxdrl convert` made; "random": drawn, for tests
+            "alignment_fields": {},  # further fields of that encoder
+            "alignment_weight": 0.5,
             "curve_every": 4000,  # steps between two points of the plateau curve
             "curve_samples": 2000,
         }

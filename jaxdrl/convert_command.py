@@ -12,8 +12,8 @@ from jaxdrl.errors import UserError
 
 CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--weights=ema|raw] [--set FIELD=VALUE ...]
 
-  --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL ..., sd-vae (`--model=list` prints all)
-  --from     .safetensors, or .pt/.pth (needs torch; a pickle that wants to run code is refused)
+  --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL, sd-vae, dinov2-large ... (`--model=list` prints all)
+  --from     .safetensors, or .pt/.pth (needs torch; a pickle that wants to run code is refused); once for each file of the model
   --to       a new folder: model.json and an Orbax checkpoint
   --weights  which weights of a training checkpoint: ema (default) or raw
   --set      a field of the network that differs from the published one, for example --set num_classes=100; resolution, classes and

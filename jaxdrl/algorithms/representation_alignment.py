@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from jaxdrl.algorithms.flow_matching import TimeLaw
 from jaxdrl.flow import path
 
 WEIGHT = 0.5
@@ -48,6 +49,7 @@ def loss(
     label_dropout: float,
     null_label: int,
     weight: float = WEIGHT,
+    times: TimeLaw | None = None,
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
     """REPA's loss (2).
 
@@ -61,13 +63,14 @@ def loss(
         label_dropout: Probability of the null label.
         null_label: Its index.
         weight: c.
+        times: The law of t; None: uniform, as in the paper.
 
     Returns:
         The loss and its parts, `flow_matching` and `alignment`.
     """
     noise_key, time_key, drop_key = jax.random.split(key, 3)
     noise = jax.random.normal(noise_key, data.shape, jnp.float32)
-    t = jax.random.uniform(time_key, data.shape[:1])
+    t = (times or TimeLaw()).draw(time_key, len(data))
     labels = jnp.where(jax.random.bernoulli(drop_key, label_dropout, labels.shape), null_label, labels)
     predicted, projections = aligned(params, path.interpolate(data, noise, t), t, labels)
     matching = jnp.mean((predicted - path.velocity_target(data, noise)) ** 2)

@@ -81,6 +81,19 @@ def load_tokenizer(config: Config) -> PyTree:
     return _given(network, config, "tokenizer", place)
 
 
+def load_alignment(config: Config) -> PyTree:
+    """Loads the weights of REPA's target encoder.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        The parameter tree; empty where there is no such encoder.
+    """
+    network = models.alignment(config)
+    return {} if network is None else _given(network, config, "alignment", config.pretrain.alignment_weights)
+
+
 def load_discriminator(workdir: Path) -> PyTree:
     """Loads the discriminator's head.
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import ml_collections
 from jaxtyping import Array, Float, PyTree
 
 from jaxdrl import backbones, encoders, tokenizers
@@ -104,6 +105,51 @@ def encoder(config: Config, which: str) -> encoders.Encoder:
         return encoders.create(settings.name, **fields | dict(settings.fields))
     except ValueError as error:
         raise UserError(f"config.encoders.{which}: {error}") from error
+
+
+def alignment(config: Config) -> encoders.Encoder | None:
+    """Builds the encoder that REPA's tokens are aligned with while the generator is trained.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        An `Encoder`, or None where the generator has no projectors.
+
+    Raises:
+        UserError: If the generator has projectors and no encoder is given, or the other way round, or they do not fit.
+    """
+    settings, network = config.pretrain, backbone(config)
+    if (network.aligned is None) != (not settings.alignment):
+        raise UserError(
+            f"config.pretrain.alignment: {network.name} "
+            + (
+                "needs an encoder, such as dinov2-base"
+                if network.aligned
+                else "has no projectors; leave it empty, or choose REPA"
+            )
+        )
+    if network.aligned is None:
+        return None
+    given: Any = ml_collections.ConfigDict(
+        {"name": settings.alignment, "weights": settings.alignment_weights, "fields": settings.alignment_fields}
+    )
+    if not given.weights:
+        raise UserError(f"config.pretrain.alignment_weights: {given.name} needs the folder of its weights (`jaxdrl convert`)")
+    try:
+        found = encoders.create(given.name, **_stored_fields(given, "config.pretrain.alignment") | dict(given.fields))
+    except ValueError as error:
+        raise UserError(f"config.pretrain.alignment: {error}") from error
+    patch, fields = dict(found.fields).get("patch_size", 1), dict(network.fields)
+    tokens = tuple(side // patch for side in encoders.sides(dict(found.fields)["resolution"]))
+    wanted = tuple(side // fields["patch_size"] for side in network.sample_shape[:2])
+    width = dict(found.fields).get("width")
+    if tokens != wanted or fields["projector_dims"] != (width,):
+        raise UserError(
+            f"config.pretrain.alignment: {found.name} gives {tokens} tokens of {width}, {network.name} has {wanted} and projects to "
+            f"{fields['projector_dims']}; change alignment_fields.resolution or backbone.fields.projector_dims"
+        )
+    return found
 
 
 def _stored_fields(settings: Any, key: str) -> dict[str, Any]:

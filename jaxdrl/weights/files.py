@@ -136,7 +136,10 @@ def make_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.part")
+    temporary.touch()
+    mode = temporary.stat().st_mode
     write(temporary)
+    temporary.chmod(mode)  # some writers make files that nobody else can read
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)

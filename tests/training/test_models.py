@@ -11,7 +11,7 @@ import ml_collections
 import pytest
 
 from jaxdrl.errors import UserError
-from jaxdrl.training import mesh, models
+from jaxdrl.training import loading, mesh, models
 from jaxdrl.training.context import Run
 from jaxdrl.training.metrics import MetricWriter
 from jaxdrl.training.stages import posttrain, pretrain
@@ -110,8 +110,39 @@ def test_every_stage_that_reads_images_mirrors_them_if_asked(stage, tiny_run, tm
     assert asked.value.args == (True,)
 
 
-def test_repa_is_not_trained_without_its_targets(config, tmp_path):
+def test_repa_is_trained_with_its_targets_and_not_without(config, tiny_run, tmp_path):
+    """Flow matching plus alignment with the tokens of a frozen encoder; what does not fit is told."""
     config.backbone.name = "REPA"
-    run = Run(config=config, workdir=tmp_path, mesh=mesh.create_mesh(), writer=MetricWriter(tmp_path))
-    with pytest.raises(UserError, match=r"config\.backbone\.name: 'REPA' is trained with"):
-        pretrain.run(run)
+    config.backbone.fields = ml_collections.ConfigDict({"projector_dims": (16,), "projector_hidden": 8})
+    with pytest.raises(UserError, match=r"config\.pretrain\.alignment: REPA needs an encoder"):
+        models.alignment(config)
+    config.pretrain.alignment = "dinov2-base"
+    with pytest.raises(UserError, match=r"config\.pretrain\.alignment_weights: dinov2-base needs the folder"):
+        models.alignment(config)
+    config.pretrain.alignment_weights = "random"
+    sizes = {"width": 16, "depth": 1, "num_heads": 2, "resolution": 28}
+    config.pretrain.alignment_fields = ml_collections.ConfigDict(sizes)
+    with pytest.raises(UserError, match=r"gives \(2, 2\) tokens of 16, REPA has \(4, 4\)"):
+        models.alignment(config)
+    config.pretrain.alignment_fields.resolution = 56
+    config.data.update(name="synthetic", image_shape=(8, 8, 3))
+    objective = pretrain._objective(config)
+    frozen = (loading.load_tokenizer(config), loading.load_alignment(config))
+    network = models.backbone(config)
+    params = jax.tree.map(lambda leaf: leaf + 0.05, network.init(jax.random.key(0)))
+    images, labels = jax.random.uniform(jax.random.key(1), (6, 8, 8, 3)) * 2 - 1, jnp.arange(6)
+    config.pretrain.alignment_weight = 0.0
+    plain, grads = jax.value_and_grad(pretrain._objective(config))(params, frozen, images, labels, jax.random.key(2))
+    assert not any(leaf.any() for leaf in jax.tree.leaves(grads["projectors_0"]))
+    value, grads = jax.value_and_grad(objective)(params, frozen, images, labels, jax.random.key(2))
+    assert any(leaf.any() for leaf in jax.tree.leaves(grads["projectors_0"])) and abs(float(value - plain)) <= 0.5
+    config.backbone.update(name="SiT")
+    config.backbone.fields = ml_collections.ConfigDict()
+    with pytest.raises(UserError, match="SiT has no projectors"):
+        models.alignment(config)
+
+
+def test_the_law_of_times_comes_from_the_config(config):
+    config.pretrain.time_law = "beta"
+    with pytest.raises(UserError, match=r"config\.pretrain: the law of times must be"):
+        pretrain._objective(config)

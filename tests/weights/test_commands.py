@@ -37,6 +37,8 @@ def test_there_and_back_is_the_same_file(tmp_path, capsys):
     assert one.keys() == two.keys()
     for key, value in one.items():
         np.testing.assert_array_equal(value, two[key], err_msg=key)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "back.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     backbone, params = model_directory.load(tmp_path / "model")
     assert backbone.name == "SiT-tiny" and params["blocks_2"]["attn"]["qkv"]["kernel"].shape == (32, 96)
     assert json.loads((tmp_path / "model" / "model.json").read_text())["fields"]["width"] == 32

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxdrl import data
-from jaxdrl.algorithms import flow_matching
+from jaxdrl.algorithms import flow_matching, representation_alignment
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.training import compute, generation, loading, mesh, models, plateau, state
@@ -42,7 +42,7 @@ def run(run: Run) -> dict:
         steps, parameters, fingerprint of the base and `from_scratch`.
 
     Raises:
-        UserError: If the package ships no base for this recipe and `from_scratch` is off, or REPA is to be trained from scratch.
+        UserError: If the package ships no base for this recipe and `from_scratch` is off, or REPA is to be trained without its target encoder.
     """
     config, directory = run.config, run.workdir / name
     if config.backbone.weights:
@@ -50,11 +50,6 @@ def run(run: Run) -> dict:
     directory.mkdir(parents=True, exist_ok=True)
     template = initial_state(config)
     if config.pretrain.from_scratch:
-        if models.backbone(config).aligned is not None:
-            raise UserError(
-                f"config.backbone.name: {config.backbone.name!r} is trained with an encoder's targets "
-                "(algorithms/representation_alignment.py), which this stage does not have; choose SiT, or convert trained weights"
-            )
         base = _trunk_and_branch(run, name, template, 0, config.pretrain.steps, curve=True)
     else:
         what = f"the shipped base of {config.name}"
@@ -164,7 +159,7 @@ def train(
     )
     measure = plateau.measure(run) if curve else None
     key, chunk = stage_key(config.seed, "pretrain"), _chunk(config)
-    tokenizer_params = mesh.place(loading.load_tokenizer(config), run.mesh)
+    frozen = mesh.place((loading.load_tokenizer(config), loading.load_alignment(config)), run.mesh)
     step_fn = _compiled(run, _optimizer(config, (first, first + count) if decay else None))
     folder, shown = ("checkpoints_decay", f"{stage} decay") if decay else ("checkpoints", stage)
     with Checkpoints(run.workdir / stage / folder, config.runtime.checkpoint_seconds) as checkpoints:
@@ -177,7 +172,7 @@ def train(
         stream = batches.stream(step, chunk)
         while step < first + count:
             batch = next(stream)
-            current, losses = step_fn(current, tokenizer_params, batch["image"], batch["label"], key)
+            current, losses = step_fn(current, frozen, batch["image"], batch["label"], key)
             step += chunk
             loss = float(np.mean(losses))
             writer.write_scalars(step, {"loss": loss})
@@ -211,30 +206,47 @@ def _optimizer(config: Config, decay: tuple[int, int] | None = None):
 
 
 def _compiled(run: Run, optimizer):
-    """Compiles `chunk` training steps: (state, tokenizer, images [n, b, ...], labels [n, b], key) -> (state, losses [n])."""
-    config = run.config
-    network, encode = models.backbone(config), generation.encode_batch(config)
-    settings = config.pretrain
+    """Compiles `chunk` training steps: (state, frozen, images [n, b, ...], labels [n, b], key) -> (state, losses [n])."""
+    objective, decay = _objective(run.config), run.config.pretrain.ema_decay
 
-    def step(current, tokenizer_params, batch, key):
+    def step(current, frozen, batch, key):
         images, labels = (mesh.constrain_batch(part, run.mesh) for part in batch)
         key = jax.random.fold_in(key, current.step)
-        latents = encode(tokenizer_params, images, jax.random.fold_in(key, 1))
-        loss, grads = jax.value_and_grad(
-            lambda params: flow_matching.loss(
-                network.velocity,
-                params,
-                latents,
-                labels,
-                key,
-                label_dropout=settings.label_dropout,
-                null_label=network.null_label,
-            )
-        )(current.params)
-        return state.apply_gradients(current, grads, optimizer, settings.ema_decay), loss
+        loss, grads = jax.value_and_grad(objective)(current.params, frozen, images, labels, key)
+        return state.apply_gradients(current, grads, optimizer, decay), loss
 
     @jax.jit
-    def steps(current, tokenizer_params, images, labels, key):
-        return jax.lax.scan(lambda carry, batch: step(carry, tokenizer_params, batch, key), current, (images, labels))
+    def steps(current, frozen, images, labels, key):
+        return jax.lax.scan(lambda carry, batch: step(carry, frozen, batch, key), current, (images, labels))
 
     return steps
+
+
+def _objective(config: Config):
+    """(params, (tokenizer, target encoder), images, labels, key) -> loss: flow matching, or REPA's where there are projectors."""
+    network, encode, settings = models.backbone(config), generation.encode_batch(config), config.pretrain
+    target = models.alignment(config)
+    dropped = {"label_dropout": settings.label_dropout, "null_label": network.null_label}
+    try:
+        law = flow_matching.TimeLaw(
+            kind=settings.time_law, mean=settings.time_mean, std=settings.time_std, shift=settings.time_shift
+        )
+    except ValueError as error:
+        raise UserError(f"config.pretrain: {error}") from error
+
+    eps, weight, projected = settings.target_eps, settings.alignment_weight, network.aligned
+
+    def plain(params, frozen, images, labels, key):
+        latents = encode(frozen[0], images, jax.random.fold_in(key, 1))
+        return flow_matching.loss(network.velocity, params, latents, labels, key, **dropped, times=law, target_eps=eps)
+
+    if target is None or projected is None:
+        return plain
+
+    def aligned(params, frozen, images, labels, key):
+        latents = encode(frozen[0], images, jax.random.fold_in(key, 1))
+        targets = [target.features(frozen[1], images)["patches"]]
+        options = {"weight": weight, "times": law, **dropped}
+        return representation_alignment.loss(projected, params, latents, labels, targets, key, **options)[0]
+
+    return aligned
