@@ -181,7 +181,7 @@ def test_scan_remat_and_attention_change_no_number(family):
     expected = _gradient(plain, params, of_params=True)
     variants = [{"scan_layers": True, "remat": "full"}, {"attention": "xla"}]
     if family == "SiT":
-        variants += [{"scan_layers": True}, {"remat": "full"}, {"remat": "dots"}]
+        variants += [{"remat": "full"}, {"remat": "dots"}, {"remat": "offload"}]
     for options in variants:
         network = _make(family, **options)
         given = from_torch(network, to_torch(plain, params))
