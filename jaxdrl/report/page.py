@@ -52,13 +52,13 @@ def headline(report: Mapping[str, Any]) -> str:
         report: As in `report.json`.
 
     Returns:
-        Plain text; a change of less than two standard errors is called no clear change.
+        Plain text; a change of less than two standard errors, or of less than half a percent, is called no clear change.
     """
     said = []
     for space, title in SPACE_NAMES.items():
         values, error = report["spaces"][space], report["spaces_change_se"][space]["tuned"]
         change = 100 * table.excess_change(report["spaces"], space, "tuned")
-        if abs(values["tuned"] - values["base"]) < 2 * error:
+        if abs(values["tuned"] - values["base"]) < 2 * error or abs(change) < 0.5:
             said.append(f"no clear change in {title}" if space == "pixels" else f"no clear change in the {title}")
         else:
             word = "smaller" if change < 0 else "LARGER"
@@ -125,7 +125,7 @@ def _reading(report: Mapping[str, Any]) -> str:
         "exp(λ r). It is limited by this discriminator and by what the base can produce. Mean reward: base "
         f"{means['base']:.3f}, tuned {means['tuned']:.3f}, ideal {means['ideal_tilt']:.3f}, data {means['data']:.3f}; the tuned model "
         f"covers <b>{100 * report['ideal_share']:.0f} %</b> of the ideal shift. Effective sample size of the tilt: {ess['mean']:.2f}. "
-        f"The tuned model is {report['kl']:.3f} nats from the base; λ times its reward shift is {report['projection_ratio']:.2f} × "
+        f"The tuned model is {report['kl']:.3f} nats from the base; λ times its reward shift is {_number(report['projection_ratio'])} × "
         "2 KL. Near 1 the optimiser has reached what this network can express of the tilt; above 1 it stopped early, below 1 it "
         "spent KL on noise.",
     ]
@@ -163,6 +163,10 @@ def _clouds(arrays: Mapping[str, np.ndarray]) -> list[str]:
     return figures
 
 
+def _number(value: float) -> str:
+    return f"{value:.2f}" if value == value else "(no KL was spent)"
+
+
 def _plateau(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
     points = [line for line in metrics if line["stage"] == "pretrain" and "judge_frechet" in line]
     if points:
@@ -175,7 +179,11 @@ def _plateau(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) ->
         ]
         chart = "<div class='charts'>" + "".join(curves) + "</div>"
     else:
-        chart = "<p class='soft'>This run started from the base in the package; its curve is in docs/results.md.</p>"
+        given = report["config"].get("backbone", {}).get("weights")
+        where = (
+            f"converted weights, {html.escape(given)}" if given else "the base in the package; its curve is in docs/results.md"
+        )
+        chart = f"<p class='soft'>This run started from {where}.</p>"
     judge = report["spaces"]["judge"]
     if "longer_pretraining" not in judge:
         return chart

@@ -81,15 +81,15 @@ def test_inception_is_the_fid_network():
     network, state = encoders.create("inception-v3-fid"), _state("inception")
     params = from_torch(network, state)
 
-    found = network.features(params, jnp.asarray(cases.PICTURES))
+    found = jax.jit(network.features)(params, jnp.asarray(cases.PICTURES))
     _close(found["pool"], GOLDEN["inception/pool"], 1e-6)
     _close(found["spatial"], GOLDEN["inception/spatial"], 5e-6)  # one place; ours is the nearer to float64
     _close(found["logits"], GOLDEN["inception/logits"], 2e-6)
     with jax.enable_x64(True):  # rounding turns units of a ReLU network on and off, and its gradient jumps
         double = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
-        pool = lambda images: network.features(double, images)["pool"]  # noqa: E731
-        values, pullback = jax.vjp(pool, jnp.asarray(cases.PICTURES, jnp.float64))
-        gradient = pullback(jnp.asarray(cases.cotangent(values.shape), jnp.float64))[0]
+        weight = jnp.asarray(cases.cotangent(found["pool"].shape), jnp.float64)
+        total = lambda images, params: (network.features(params, images)["pool"] * weight).sum()  # noqa: E731
+        gradient = jax.jit(jax.grad(total))(jnp.asarray(cases.PICTURES, jnp.float64), double)
         _close(gradient, GOLDEN["inception/gradient"], 1e-9)
     assert network.feature_dim == 2048 and encoders.create("inception-v3-fid", pooling="spatial").feature_dim == 2023
     with pytest.raises(ValueError, match="but for Inception"):
