@@ -1,4 +1,4 @@
-"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|sample|evaluate|report|convert|export`.
+"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|evaluate|report|sweep|sample|convert|export`.
 
 Mistakes of the user are one line on stderr and exit code 2; nothing that was computed is lost by any of them.
 """
@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jaxdrl
-from jaxdrl import convert_command
+from jaxdrl import convert_command, measure_command, sweep_command
 from jaxdrl.config import Config, default
 from jaxdrl.errors import UserError
 
@@ -30,8 +30,9 @@ commands
   pretrain       the stages up to and including the generator's training
   discriminator  ... up to and including the reward
   posttrain      ... up to and including Adjoint Matching
-  evaluate       ... up to and including the measurement
+  evaluate       ... up to and including the measurement; with --samples, --metrics ... anything else (see `jaxdrl evaluate --help`)
   report         ... up to and including the report (as run)
+  sweep          the best guidance: scale x interval, measured, drawn (see `jaxdrl sweep --help`)
   sample         images from a model of a workdir (see `jaxdrl sample --help`)
   convert        the authors' PyTorch weights into a folder of ours (see `jaxdrl convert --help`)
   export         ... and back into a file that their code loads (see `jaxdrl export --help`)
@@ -62,7 +63,7 @@ example
   jaxdrl sample --workdir=runs/first --model=base --num=80 --seed=3 --out=base.png
 """
 
-COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sample", "convert", "export")
+COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sweep", "sample", "convert", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -102,22 +103,36 @@ def _dispatch(argv: list[str]) -> int:
     if command not in COMMANDS:
         raise UserError(f"command {command!r} is unknown{_closest(command, COMMANDS)}; see `jaxdrl --help`")
     if any(argument in ("-h", "--help") for argument in rest):
-        pages = {"sample": SAMPLE_HELP, "convert": convert_command.CONVERT_HELP, "export": convert_command.EXPORT_HELP}
+        pages = {
+            "sample": SAMPLE_HELP,
+            "convert": convert_command.CONVERT_HELP,
+            "export": convert_command.EXPORT_HELP,
+            "evaluate": measure_command.EVALUATE_HELP,
+            "sweep": sweep_command.SWEEP_HELP,
+        }
         print(pages.get(command, HELP.format(version=jaxdrl.__version__)), end="")
         return 0
     if command in ("convert", "export"):
         return (convert_command.convert if command == "convert" else convert_command.export)(rest)
     values = _parse(command, rest)
+    measures = command == "evaluate" and measure_command.wanted(values)
+    if measures and values.samples:
+        _start(values.config)
+        return measure_command.run(values, values.config)
     if values.workdir is None:
         raise UserError(f"--workdir is missing; for example `jaxdrl {command} --workdir=runs/first`")
     signal.signal(signal.SIGTERM, _terminate)
     config = values.config
-    return _sample(values, config) if command == "sample" else _run(command, values, config)
+    own = {"sample": _sample, "sweep": sweep_command.run} | ({"evaluate": measure_command.run} if measures else {})
+    if command in own:
+        _start(config)
+        return own[command](values, config)
+    return _run(command, values, config)
 
 
 def _parse(command: str, arguments: list[str]) -> flags.FlagValues:
     """Reads the flags into a fresh `FlagValues`, so that nothing is global."""
-    values = flags.FlagValues()
+    values, arguments = flags.FlagValues(), _joined(arguments)
     flags.DEFINE_string("workdir", None, "Folder of the run.", flag_values=values)
     if command == "sample":
         flags.DEFINE_string("model", "tuned", "base, tuned or longer.", flag_values=values)
@@ -127,8 +142,14 @@ def _parse(command: str, arguments: list[str]) -> flags.FlagValues:
         flags.DEFINE_float("guidance", 1.0, "Scale.", flag_values=values)
         flags.DEFINE_list("interval", ["0", "1"], "Times.", flag_values=values)
         flags.DEFINE_string("out", None, "File.", flag_values=values)
+    if command == "evaluate":
+        measure_command.define_flags(values)
+    if command == "sweep":
+        sweep_command.define_flags(values)
     recipe, rest = _recipe(arguments)
     try:
+        if recipe is None and command == "evaluate":
+            config_flags.DEFINE_config_dict("config", default(), flag_values=values, sys_argv=["jaxdrl", *rest])
         if recipe is not None:
             config_flags.DEFINE_config_dict("config", _load(recipe), flag_values=values, sys_argv=["jaxdrl", *rest])
         left = values(["jaxdrl", *rest])
@@ -140,6 +161,17 @@ def _parse(command: str, arguments: list[str]) -> flags.FlagValues:
     if len(left) > 1:
         raise UserError(f"{left[1]!r} is not understood; options are written --name=value")
     return values
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """`--workdir DIR` as `--workdir=DIR`: these two are read before the flags are."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in ("--workdir", "--config"):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _recipe(arguments: list[str]) -> tuple[str | None, list[str]]:
@@ -247,7 +279,6 @@ def _run(command: str, values: flags.FlagValues, config: Config) -> int:
 
 
 def _sample(values: flags.FlagValues, config: Config) -> int:
-    _start(config)
     from jaxdrl import samples_file
 
     if values.out is None or Path(values.out).suffix not in (".npz", ".png"):

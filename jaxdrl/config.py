@@ -335,7 +335,7 @@ def _evaluate() -> Config:
             "sampling_steps": 50,
             "max_real": 50000,  # real images of a split that are read, at most
             "to_uint8": "round",  # how samples become bytes: round (JiT) | truncate (ADM, SiT, REPA, RAE)
-            "batch_size": 1000,
+            "batch_size": 1000,  # images a device and compiled call
             "tilt_pool": 4,  # base samples drawn for the ideal tilt, as a multiple of num_samples
             "guidance_scales": (1.25, 1.5, 2.0),
             "guidance_intervals": ((0.0, 1.0), (0.1, 1.0), (0.3, 1.0)),

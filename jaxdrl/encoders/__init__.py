@@ -23,7 +23,19 @@ from jaxdrl.encoders.text import TextEncoder, create_text
 _SMALL: dict[str, Any] = {"small-vit": small_vit.SmallViT, "small-convnet": small_convnet.SmallConvNet}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _NETWORKS: dict[str, Any] = {"vit": vit.VisionTransformer, "convnext": convnext.ConvNeXt, "inception": inception.Inception}
-_OPTIONS = ("resolution", "kernel", "antialias", "mean", "std", "pooling", "dtype", "position_offset")
+_OPTIONS = (
+    "resolution",
+    "inner",
+    "clip",
+    "kernel",
+    "antialias",
+    "mean",
+    "std",
+    "pooling",
+    "dtype",
+    "position_offset",
+    "position_antialias",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +102,16 @@ class Encoder:
         if self.preprocess is None:
             return FeatureSpec(**described, size=(self.image_shape or (0,))[0])
         how = self.preprocess
-        return FeatureSpec(**described, size=how.size[0], resize=how.kernel, antialias=how.antialias, mean=how.mean, std=how.std)
+        return FeatureSpec(
+            **described,
+            size=how.size[0],
+            inner=how.inner[0] if how.inner else 0,
+            resize=how.kernel,
+            antialias=how.antialias,
+            clip=how.clip,
+            mean=how.mean,
+            std=how.std,
+        )
 
 
 def create(name: str, **overrides: Any) -> Encoder:
@@ -100,8 +121,9 @@ def create(name: str, **overrides: Any) -> Encoder:
         name: "small-vit" or "small-convnet" (image_shape, width, depth and feature_dim to be given), or one of `PUBLISHED`, such as
             "dinov2-large", "siglip2-large-patch16-256", "convnextv2-tiny" or "inception-v3-fid".
         **overrides: Fields of the network. Published ones also take resolution (a side, or height and width; multiples of the patch
-            size), kernel, antialias, mean, std, pooling, dtype ("float32" or "bfloat16"), and, where they are transformers, attention,
-            remat, scan_layers and position_offset (see `vit.resample_positions`; read when weights are converted).
+            size), inner and clip (see `Preprocess`), kernel, antialias, mean, std, pooling, dtype ("float32" or "bfloat16"), and, where they are
+            transformers, attention, remat, scan_layers, position_offset and position_antialias (see `vit.resample_positions`; both are
+            read when weights are converted).
 
     Returns:
         The encoder.
@@ -161,7 +183,9 @@ def _build(name: str, overrides: tuple[tuple[str, Any], ...]) -> Encoder:
         raise ValueError(f"encoder {name!r}: unknown fields {unknown}")
     _check(name, family, options)
     size = sides(options["resolution"])
-    how = Preprocess(size=size, **{key: options[key] for key in ("kernel", "antialias", "mean", "std")})
+    inner = sides(options["inner"]) if options.get("inner") else None
+    clip = bool(options.get("clip"))
+    how = Preprocess(size=size, inner=inner, clip=clip, **{key: options[key] for key in ("kernel", "antialias", "mean", "std")})
     sizes = {key: value for key, value in options.items() if key in known}
     module = network(**sizes | ({"dtype": _DTYPES[options["dtype"]]} if "dtype" in known else {}))
     parts = family.poolings[options["pooling"]]

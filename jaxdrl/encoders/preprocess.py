@@ -29,6 +29,9 @@ class Preprocess:
         antialias: See above.
         mean: Subtracted, of images in [0, 1].
         std: Divided by.
+        inner: (height, width) that images are resized to where that is smaller than `size`; zeros fill the rest, below and right, behind
+            the normalisation (timm's `dynamic_img_pad`). None: `size`.
+        clip: Cut what a bicubic kernel throws beyond [0, 1] (clean-fid).
     """
 
     size: tuple[int, int]
@@ -36,6 +39,8 @@ class Preprocess:
     antialias: bool = True
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
+    inner: tuple[int, int] | None = None
+    clip: bool = False
 
     def __call__(self, images: Float[Array, "batch h w c"]) -> Float[Array, "batch h2 w2 c"]:
         """Resizes and normalises.
@@ -46,8 +51,11 @@ class Preprocess:
         Returns:
             float32 images of `size`.
         """
-        images = resize(0.5 * (images + 1), self.size, self.kernel, self.antialias)
-        return (images - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        inner = self.inner or self.size
+        images = resize(0.5 * (images + 1), inner, self.kernel, self.antialias)
+        images = jnp.clip(images, 0, 1) if self.clip else images
+        images = (images - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return jnp.pad(images, ((0, 0), (0, self.size[0] - inner[0]), (0, self.size[1] - inner[1]), (0, 0)))
 
 
 def resize(

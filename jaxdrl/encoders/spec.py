@@ -1,6 +1,7 @@
 """What defines a feature: two statistics may be compared only if all of it is equal."""
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from jaxdrl.errors import UserError
 
@@ -14,8 +15,10 @@ class FeatureSpec:
         fingerprint: sha256 of its weights, empty for pixels.
         pooling: How the feature is taken.
         size: Side of the network's input.
+        inner: Side of the resized image, padded to `size`; 0: not padded.
         resize: Kernel, or "none".
         antialias: Whether the resize filters when it shrinks.
+        clip: Whether resized images are cut to [0, 1].
         mean: Subtracted, of images in [0, 1].
         std: Divided by.
         dtype: Of the network's arithmetic.
@@ -25,8 +28,10 @@ class FeatureSpec:
     fingerprint: str
     pooling: str
     size: int
+    inner: int = 0
     resize: str = "none"
     antialias: bool = False
+    clip: bool = False
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: str = "float32"
@@ -34,6 +39,19 @@ class FeatureSpec:
     def to_dict(self) -> dict:
         """Returns plain values for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> "FeatureSpec":
+        """Reads what `to_dict` gave and JSON made of it.
+
+        Args:
+            values: Field -> value; fields that are not there keep their defaults.
+
+        Returns:
+            The specification.
+        """
+        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        return cls(**known)
 
     def require_same(self, other: "FeatureSpec") -> None:
         """Refuses a comparison with features of another specification.

@@ -7,7 +7,7 @@ theirs: real images that were never trained on give `quantile` by construction, 
 import numpy as np
 from jaxtyping import Float
 
-from jaxdrl.evaluation.manifold import nearest
+from jaxdrl.evaluation.neighbours import nearest
 
 
 def copies(
@@ -24,5 +24,5 @@ def copies(
     Returns:
         A share; `quantile` is what fresh data would give.
     """
-    threshold = np.quantile(nearest(held_out, train), quantile)
-    return float((nearest(samples, train) < threshold).mean())
+    threshold = np.quantile(nearest(held_out, train)[0], quantile)
+    return float((nearest(samples, train)[0] < threshold).mean())

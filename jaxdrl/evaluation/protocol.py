@@ -42,23 +42,18 @@ def measure(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], sett
         frechet, frechet_se, frechet_resampled (an array, see `frechet.bootstrap`), kernel, kernel_se, precision, recall, density, coverage.
     """
     reference = frechet.Reference(Moments.of(real))
-    distance, error = kernel.kernel_distance(
+    distance, deviation = kernel.kernel_distance(
         real, fake, subsets=settings.kernel_subsets, subset_size=settings.kernel_subset_size, seed=settings.seed
     )
-    few_real, few_fake = spread(real, settings.manifold_samples), spread(fake, settings.manifold_samples)
-    precision, recall = manifold.precision_recall(few_real, few_fake, 3)
-    density, coverage = manifold.density_coverage(few_real, few_fake, 5)
+    shape = manifold.measure(spread(real, settings.manifold_samples), spread(fake, settings.manifold_samples))
     resampled = frechet.bootstrap(reference, fake, resamples=settings.bootstrap, seed=settings.seed)
     return {
         "frechet": reference.distance(Moments.of(fake)),
         "frechet_se": float(resampled.std(ddof=1)),
         "frechet_resampled": resampled,
         "kernel": distance,
-        "kernel_se": error,
-        "precision": precision,
-        "recall": recall,
-        "density": density,
-        "coverage": coverage,
+        "kernel_se": deviation / np.sqrt(settings.kernel_subsets),
+        **shape._asdict(),
     }
 
 

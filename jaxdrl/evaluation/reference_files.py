@@ -6,12 +6,14 @@
 | JiT `jit_in256_stats.npz`, EDM, torch-fidelity | mu, sigma |
 | MeanFlow, iMF | ref_mu, ref_sigma |
 | EDM2 `.pkl` | {"fid": {"mu", "sigma"}, "fd_dinov2": {...}} |
+| ours | as ADM for the Inception spaces, SPACE/mu and SPACE/sigma for all others; `specs`: a feature specification each, in JSON; `count` |
 
-A pickle runs code when it is read, so only the classes that NumPy arrays need are let through. FID against ADM's and against JiT's statistics
+Ours are refused where the specification differs from what is measured. The others say nothing of how they were made. A pickle runs code when it is read, so only the classes that NumPy arrays need are let through. FID against ADM's and against JiT's statistics
 are different numbers: the reference's name belongs to the result.
 """
 
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -22,8 +24,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxdrl.encoders.spec import FeatureSpec
 from jaxdrl.errors import UserError
+from jaxdrl.evaluation.statistics import Moments
+from jaxdrl.weights.files import make_atomically
 
+# The smallest count that gives a covariance back: for statistics that do not say of how many images they are.
+UNKNOWN_COUNT = 2
+
+_METRIC_OF = {
+    "inception": "fid",
+    "inception-pytorch-fid": "fid",
+    "inception-clean-fid": "fid",
+    "inception-spatial": "sfid",
+    "dinov2": "fd_dinov2",
+}
 _NAMES = {"fid": (("mu", "sigma"), ("ref_mu", "ref_sigma")), "sfid": (("mu_s", "sigma_s"),)}
 _ALLOWED = {
     ("numpy", "ndarray"),
@@ -80,6 +95,82 @@ def load(path: Path, metric: str = "fid") -> ReferenceStatistics:
             raise UserError(f"{path} has no statistics for {metric!r}; it has {', '.join(file.files)}")
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read ({error}); is it whole?") from error
+
+
+def save(path: Path, moments: Mapping[str, Moments], specs: Mapping[str, FeatureSpec], count: int) -> None:
+    """Writes our file, whose Inception statistics other programs find under ADM's names.
+
+    Args:
+        path: `.npz`.
+        moments: Space -> statistics.
+        specs: Space -> specification.
+        count: Of the images.
+    """
+    arrays: dict[str, Any] = {"count": count, "specs": json.dumps({name: specs[name].to_dict() for name in moments})}
+    for name, found in moments.items():
+        mean, covariance = _our_names(name)
+        arrays |= {mean: found.mean, covariance: found.covariance}
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+
+    make_atomically(path, write)
+
+
+def load_space(path: Path, space: str, spec: FeatureSpec) -> Moments | None:
+    """Reads the statistics of a space from our file or from anybody's.
+
+    Args:
+        path: `.npz` or `.pkl`.
+        space: See `spaces.py`.
+        spec: Of the features that they will be compared with.
+
+    Returns:
+        The statistics, or None if the file has none of this space.
+
+    Raises:
+        UserError: If the file is missing or damaged, or the specification in it differs; the error names the fields.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} is missing")
+    if path.suffix == ".npz":
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                names = set(file.files)
+                if "specs" in names:
+                    return _ours(path, file, space, spec)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} cannot be read ({error}); is it whole?") from error
+        metric = _METRIC_OF.get(space)
+        if metric is None or not any(set(pair) <= names for pair in _NAMES.get(metric, ())):
+            return None
+    elif space not in _METRIC_OF:
+        return None
+    found = load(path, _METRIC_OF[space])
+    if len(found.mean) != _DIMS.get(space, len(found.mean)):
+        raise UserError(f"{path}: statistics of {len(found.mean)} dimensions, {space} has {_DIMS[space]}")
+    return Moments.from_covariance(UNKNOWN_COUNT, found.mean, found.covariance)
+
+
+_DIMS = {"inception": 2048, "inception-pytorch-fid": 2048, "inception-clean-fid": 2048, "inception-spatial": 2023}
+
+
+def _our_names(space: str) -> tuple[str, str]:
+    return {"inception": ("mu", "sigma"), "inception-spatial": ("mu_s", "sigma_s")}.get(space, (f"{space}/mu", f"{space}/sigma"))
+
+
+def _ours(path: Path, file: Any, space: str, spec: FeatureSpec) -> Moments | None:
+    specs = json.loads(str(file["specs"]))
+    if space not in specs:
+        return None
+    try:
+        FeatureSpec.from_dict(specs[space]).require_same(spec)
+    except UserError as error:
+        raise UserError(f"{path}, {space}: {error}") from error
+    mean, covariance = _our_names(space)
+    found = _checked(path, mean, file[mean], file[covariance])
+    return Moments.from_covariance(int(file["count"]), found.mean, found.covariance)
 
 
 def _checked(path: Path, name: str, mean: Any, covariance: Any) -> ReferenceStatistics:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Int32, UInt8
 from numpy.lib import format as array_format
 
 from jaxdrl.errors import UserError
@@ -18,12 +18,16 @@ from jaxdrl.errors import UserError
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
-def read(path: Path, batch_size: int = 256) -> Iterator[UInt8[np.ndarray, "batch h w c"]]:
+def read(
+    path: Path, batch_size: int = 256, start: int = 0, stop: int | None = None
+) -> Iterator[UInt8[np.ndarray, "batch h w c"]]:
     """Reads images batch by batch.
 
     Args:
         path: An `.npz` with `arr_0`, or a folder of PNG or JPEG files of one size, which are read in the order of their names.
         batch_size: Images a part; the last may be shorter.
+        start: First image.
+        stop: Image behind the last; None: all.
 
     Yields:
         uint8 images.
@@ -32,9 +36,9 @@ def read(path: Path, batch_size: int = 256) -> Iterator[UInt8[np.ndarray, "batch
         UserError: If the path is missing, cut short, holds something else, or images differ in size.
     """
     if path.is_dir():
-        yield from _folder(path, batch_size)
+        yield from _folder(path, batch_size, start, stop)
     elif path.suffix == ".npz" and path.is_file():
-        yield from _npz(path, batch_size)
+        yield from _npz(path, batch_size, start, stop)
     else:
         raise UserError(f"{path} is neither an .npz file nor a folder of pictures")
 
@@ -53,8 +57,55 @@ def count(path: Path) -> int:
     """
     if path.is_dir():
         return len(_pictures(path))
+    if path.suffix != ".npz" or not path.is_file():
+        raise UserError(f"{path} is neither an .npz file nor a folder of pictures")
     with _member(path) as member:
         return _header(path, member)[0]
+
+
+def has_images(path: Path) -> bool:
+    """Whether there are images, rather than statistics alone.
+
+    Args:
+        path: A file or folder.
+
+    Returns:
+        True for folders, and for `.npz` files with `arr_0`.
+
+    Raises:
+        UserError: If an `.npz` is damaged.
+    """
+    if path.is_dir():
+        return True
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "arr_0.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read as .npz ({error}); is it whole?") from error
+
+
+def labels(path: Path) -> Int32[np.ndarray, " n"] | None:
+    """Labels that came with the images: `labels`, or ADM's `arr_1`.
+
+    Args:
+        path: As for `read`.
+
+    Returns:
+        The labels, or None where the file has none.
+
+    Raises:
+        UserError: If there are not as many as images.
+    """
+    if path.is_dir():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        name = next((name for name in ("labels", "arr_1") if name in file.files), None)
+        found = None if name is None else np.asarray(file[name]).reshape(-1).astype(np.int32)
+    if found is not None and len(found) != count(path):
+        raise UserError(f"{path}: {len(found)} labels for {count(path)} images")
+    return found
 
 
 def _pictures(path: Path) -> list[Path]:
@@ -64,10 +115,10 @@ def _pictures(path: Path) -> list[Path]:
     return found
 
 
-def _folder(path: Path, batch_size: int) -> Iterator[np.ndarray]:
+def _folder(path: Path, batch_size: int, first: int, stop: int | None) -> Iterator[np.ndarray]:
     from PIL import Image
 
-    files, shape = _pictures(path), None
+    files, shape = _pictures(path)[first:stop], None
     for start in range(0, len(files), batch_size):
         images = []
         for file in files[start : start + batch_size]:
@@ -101,14 +152,15 @@ def _header(path: Path, member) -> tuple[int, ...]:
     return shape
 
 
-def _npz(path: Path, batch_size: int) -> Iterator[np.ndarray]:
-    start = 0
+def _npz(path: Path, batch_size: int, first: int, stop: int | None) -> Iterator[np.ndarray]:
+    start = first
     try:
         with _member(path) as member:
             num, *image = _header(path, member)
-            size = int(np.prod(image))
-            for start in range(0, num, batch_size):
-                wanted = min(batch_size, num - start)
+            size, last = int(np.prod(image)), num if stop is None else min(stop, num)
+            member.seek(first * size, 1)
+            for start in range(first, last, batch_size):
+                wanted = min(batch_size, last - start)
                 content = member.read(wanted * size)
                 if len(content) != wanted * size:
                     raise UserError(f"{path} ends behind image {start + len(content) // size} of {num}")

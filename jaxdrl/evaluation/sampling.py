@@ -58,6 +58,7 @@ def sample(
     batch_size: int,
     guidance: Guidance | None = None,
     finish: Callable[[Float[np.ndarray, "batch ..."]], np.ndarray] = lambda latents: latents,
+    first: int = 0,
 ) -> tuple[np.ndarray, Int[np.ndarray, " num"]]:
     """Draws samples.
 
@@ -70,31 +71,51 @@ def sample(
         batch_size: Samples a compiled call; the last call is padded.
         guidance: None is guidance-free.
         finish: Applied to the samples of each call; what it returns is kept.
+        first: Number of the first sample: samples first .. first + num - 1 of the endless row that the seed defines.
 
     Returns:
-        (samples, float32 unless `finish` makes something else of them, and int32 labels); label i is i modulo the number of classes.
+        (samples, float32 unless `finish` makes something else of them, and int32 labels); sample i has label i modulo the number of
+        classes.
+    """
+    size, parts = min(batch_size, num), []
+    draw = sampler(network, params, solver, seed=seed, guidance=guidance)
+    for start in range(0, num, size):
+        parts.append(finish(np.asarray(draw(jnp.arange(first + start, first + start + size)))[: num - start]))
+    return np.concatenate(parts), labels(num, network.num_classes, first)
+
+
+def sampler(
+    network: Backbone, params: PyTree, solver: Solver, *, seed: int, guidance: Guidance | None = None
+) -> Callable[[Int[Array, " batch"]], Float[Array, "batch ..."]]:
+    """One compiled program that draws samples by their numbers.
+
+    Args:
+        network: The generator.
+        params: Its weights.
+        solver: Steps, method and grid.
+        seed: Of the noise.
+        guidance: None is guidance-free.
+
+    Returns:
+        Numbers of samples, laid over devices as the samples shall be -> samples.
     """
     function = _compiled(network, solver, guidance is not None)
     scale, interval = (guidance.scale, guidance.interval) if guidance else (1.0, (0.0, 1.0))
-    size, parts = min(batch_size, num), []
-    for start in range(0, num, size):
-        index = jnp.arange(start, start + size)
-        drawn = function(params, jax.random.key(seed), index, jnp.float32(scale), jnp.array(interval))
-        parts.append(finish(np.asarray(drawn)[: num - start]))
-    return np.concatenate(parts), labels(num, network.num_classes)
+    return lambda index: function(params, jax.random.key(seed), index, jnp.float32(scale), jnp.array(interval))
 
 
-def labels(num: int, num_classes: int) -> Int[np.ndarray, " num"]:
+def labels(num: int, num_classes: int, first: int = 0) -> Int[np.ndarray, " num"]:
     """Balanced labels.
 
     Args:
         num: How many.
         num_classes: Classes.
+        first: Number of the first sample.
 
     Returns:
-        0, 1, ..., num_classes - 1, 0, 1, ...
+        0, 1, ..., num_classes - 1, 0, 1, ... from the place where sample `first` stands.
     """
-    return (np.arange(num) % num_classes).astype(np.int32)
+    return ((first + np.arange(num)) % num_classes).astype(np.int32)
 
 
 def noise(key: Array, index: Int[Array, " batch"], shape: tuple[int, ...]) -> Float[Array, "batch ..."]:

@@ -37,7 +37,34 @@ class Moments:
         """
         x = np.asarray(features, np.float64)
         mean = x.mean(axis=0)
-        return cls(count=len(x), mean=mean, scatter=(x - mean).T @ (x - mean))
+        centred = x - mean  # one array, so that NumPy computes one triangle only
+        return cls(count=len(x), mean=mean, scatter=centred.T @ centred)
+
+    @classmethod
+    def empty(cls, dim: int) -> "Moments":
+        """Statistics of nothing, what merging starts from.
+
+        Args:
+            dim: Of the features.
+
+        Returns:
+            The statistics.
+        """
+        return cls(count=0, mean=np.zeros(dim), scatter=np.zeros((dim, dim)))
+
+    @classmethod
+    def from_covariance(cls, count: int, mean: Float[np.ndarray, " d"], covariance: Float[np.ndarray, "d d"]) -> "Moments":
+        """Takes over what others have computed.
+
+        Args:
+            count: n, at least 2.
+            mean: Of the features.
+            covariance: With n - 1 in the denominator.
+
+        Returns:
+            The statistics.
+        """
+        return cls(count=count, mean=np.asarray(mean, np.float64), scatter=np.asarray(covariance, np.float64) * (count - 1))
 
     def merge(self, other: "Moments") -> "Moments":
         """Statistics of both sets together, (1).
@@ -48,6 +75,8 @@ class Moments:
         Returns:
             The merged statistics.
         """
+        if self.count == 0 or other.count == 0:
+            return self if other.count == 0 else other
         n, d = self.count + other.count, other.mean - self.mean
         scatter = self.scatter + other.scatter + np.outer(d, d) * (self.count * other.count / n)
         return Moments(count=n, mean=self.mean + d * (other.count / n), scatter=scatter)
@@ -74,5 +103,7 @@ class Moments:
 
     @property
     def covariance(self) -> Float[np.ndarray, "d d"]:
-        """M / (n - 1)."""
+        """M / (n - 1); ValueError where there are fewer than 2 samples."""
+        if self.count < 2:
+            raise ValueError(f"a covariance needs at least 2 samples, there are {self.count}")
         return self.scatter / (self.count - 1)

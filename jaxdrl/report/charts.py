@@ -127,6 +127,29 @@ def scatter(title: str, clouds: Mapping[str, Float[np.ndarray, "n 2"]]) -> str:
     return _figure(title, body, list(clouds))
 
 
+def front(title: str, x_label: str, y_label: str, best: tuple[Any, Any], every: tuple[Any, Any]) -> str:
+    """Points, and a line through those that are not beaten.
+
+    Args:
+        title: Above the chart.
+        x_label: With its unit.
+        y_label: With its unit.
+        best: (x, y) of the front, in order.
+        every: (x, y) of all points.
+
+    Returns:
+        A <figure>.
+    """
+    x, y = (np.asarray(values, np.float64) for values in every)
+    frame = _Frame(x, y)
+    body = frame.axes(x_label, y_label)
+    places = [frame.point(a, b) for a, b in zip(*best, strict=True)]
+    body += f'<polyline class="line c0" points="{" ".join(f"{a:.1f},{b:.1f}" for a, b in places)}"/>'
+    body += "".join(f'<circle class="dot c0" cx="{a:.1f}" cy="{b:.1f}" r="3"/>' for a, b in places)
+    body += "".join(f'<circle class="mark c1" cx="{a:.1f}" cy="{b:.1f}" r="2.4"/>' for a, b in map(frame.point, x, y))
+    return _figure(title, body, ["front", "all points"])
+
+
 def histogram(title: str, x_label: str, samples: Mapping[str, Float[np.ndarray, " n"]], bins: int = 40) -> str:
     """Outlines of histograms over a common range.
 

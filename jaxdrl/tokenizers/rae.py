@@ -144,7 +144,7 @@ class Rae:
             float32 [batch, tokens, dim].
         """
         size = (self.encoder_size, self.encoder_size)
-        images = Preprocess(size=size, kernel="bicubic", antialias=False, **IMAGENET)(images)
+        images = Preprocess(size=size, kernel="bicubic", antialias=False, mean=IMAGENET["mean"], std=IMAGENET["std"])(images)
         outputs: Any = self._encoder().apply({"params": params["encoder"]}, images)
         return outputs["patches"].astype(jnp.float32)
 

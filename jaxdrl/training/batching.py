@@ -8,13 +8,16 @@ import numpy as np
 from jaxtyping import PyTree, Shaped
 
 
-def in_batches(function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: int = 250) -> Shaped[np.ndarray, "n ..."]:
+def in_batches(
+    function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: int = 250, exact: bool = False
+) -> Shaped[np.ndarray, "n ..."]:
     """Applies a function in equal parts; the last part is padded with zeros and cut again.
 
     Args:
         function: `function(*parts)`, with one output that has the parts' leading axis.
         *arrays: Arrays of one leading axis n.
         size: Examples a call, at most. A few hundred keep a CPU's caches warm; an accelerator hides the difference.
+        exact: Calls get `size` examples rather than at most so many in equal parts.
 
     Returns:
         The outputs, on the host.
@@ -25,7 +28,7 @@ def in_batches(function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: i
     num = len(arrays[0])
     if num == 0 or any(len(array) != num for array in arrays):
         raise ValueError(f"arrays must have one leading axis of at least 1, got {[len(array) for array in arrays]}")
-    size, outputs = -(-num // -(-num // size)), []
+    size, outputs = size if exact else -(-num // -(-num // size)), []
     for start in range(0, num, size):
         parts = [array[start : start + size] for array in arrays]
         missing = size - len(parts[0])

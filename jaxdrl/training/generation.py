@@ -1,18 +1,21 @@
 """A run's own images: sampled in the generator's space with the config's solver, decoded, and used batch by batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Int32, PyTree, UInt8
 
 from jaxdrl import data
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import sampling
+from jaxdrl.evaluation.collect import local_mesh
 from jaxdrl.training import loading, models
-from jaxdrl.training.batching import compiled
+from jaxdrl.training.batching import compiled, in_batches
 
 
 def solver(config: Config, num_steps: int) -> sampling.Solver:
@@ -108,6 +111,65 @@ def generate(
         guidance=guidance,
         finish=finish,
     )
+
+
+class Samples:
+    """A model's own images as an `ImageSource`: image i depends on the seed and on i, not on batches, devices or hosts."""
+
+    def __init__(
+        self,
+        config: Config,
+        params: PyTree,
+        *,
+        num: int,
+        seed: int,
+        num_steps: int,
+        guidance: sampling.Guidance | None = None,
+    ) -> None:
+        """Prepares sampler and decoder.
+
+        Args:
+            config: A run's config.
+            params: Weights of the generator.
+            num: How many images.
+            seed: Of the noise.
+            num_steps: Of the solver.
+            guidance: None is guidance-free.
+        """
+        self._config, self._num, self._rule = config, num, config.evaluate.to_uint8
+        self._mesh = local_mesh()
+        everywhere = NamedSharding(self._mesh, PartitionSpec())
+        network = models.backbone(config)
+        params = jax.device_put(params, everywhere)
+        self._draw = sampling.sampler(network, params, solver(config, num_steps), seed=seed, guidance=guidance)
+        self._decoder = None
+        if config.tokenizer.name != "pixels" or dict(config.tokenizer.fields):
+            weights = jax.device_put(loading.load_tokenizer(config), everywhere)
+            self._decoder = partial(jax.jit(models.tokenizer(config).decode), weights)
+
+    def __len__(self) -> int:
+        """How many."""
+        return self._num
+
+    def batches(
+        self, start: int, stop: int, size: int
+    ) -> Iterator[tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]]:
+        """Images by their numbers, label i modulo the number of classes."""
+        rows = NamedSharding(self._mesh, PartitionSpec("data"))
+        for first in range(start, stop, size):
+            number, index = min(size, stop - first), first + np.arange(size)
+            with jax.set_mesh(self._mesh):
+                latents = np.asarray(self._draw(jax.device_put(index.astype(np.int32), rows)))
+                images = data.to_uint8(self._decode(latents, rows), self._rule)
+            yield images[:number], sampling.labels(number, self._config.data.num_classes, first)
+
+    def _decode(self, latents: np.ndarray, rows: NamedSharding) -> np.ndarray:
+        """`config.tokenizer.batch_size` latents a device at a time: a decoder needs a thousand times its images' memory."""
+        decode = self._decoder
+        if decode is None:
+            return latents
+        size = min(self._config.tokenizer.batch_size * self._mesh.size, len(latents))
+        return in_batches(lambda part: decode(jax.device_put(part, rows)), latents, size=size, exact=True)
 
 
 def as_bytes(config: Config) -> Callable[[np.ndarray], np.ndarray]:

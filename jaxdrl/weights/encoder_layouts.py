@@ -138,7 +138,7 @@ def renamed(encoder: Encoder, state: Mapping[str, Any], read: Callable[[Any], np
     batched = len(table.shape) == 3
     if table.shape[-2] == first + height * width:
         return found
-    antialias = family == "dinov2" and fields.get("registers", 0) > 0
+    antialias = fields.get("position_antialias", family == "dinov2" and fields.get("registers", 0) > 0)
     rows = read(table)[0] if batched else read(table)
     resampled = resample_positions(rows, (height, width), antialias, bool(first), fields.get("position_offset", 0.0))
     return found | {places: resampled[None] if batched else resampled}

@@ -1,12 +1,14 @@
 """Distances and manifold metrics against independent implementations and closed forms."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxdrl.evaluation import calibration, classifier, frechet, kernel, manifold, memorisation, protocol, tilt
+from jaxdrl.errors import UserError
+from jaxdrl.evaluation import calibration, classifier, frechet, kernel, manifold, memorisation, protocol, ratio, spectrum, tilt
 from jaxdrl.evaluation.statistics import Moments
 
 RNG = np.random.default_rng(0)
@@ -49,6 +51,83 @@ def test_digits_have_a_singular_covariance_and_a_known_distance():
     assert frechet.frechet_from_features(images[::2], images[1::2]) == pytest.approx(0.070525, abs=2e-6)
 
 
+@pytest.mark.parametrize("rank", [3, 12])
+def test_a_set_lies_nowhere_from_itself(rank):
+    """Singular or not, given as moments or as features; and the factor is as narrow as the rank."""
+    x = X[:, :rank] @ RNG.normal(size=(rank, 40))
+    moments = Moments.of(x)
+    assert frechet.factor(moments.covariance).shape == (40, rank)
+    np.testing.assert_allclose(
+        frechet.factor(moments.covariance) @ frechet.factor(moments.covariance).T, moments.covariance, atol=1e-11
+    )
+    assert frechet.frechet_distance(moments, moments) == pytest.approx(0, abs=1e-10 * np.trace(moments.covariance))
+    shifted = frechet.frechet_distance(moments, Moments.of(x + 0.25))
+    assert shifted == pytest.approx(40 * 0.0625, rel=1e-9)
+
+
+def test_scale_of_singular_data_in_closed_form():
+    """S and 4 S: tr (1 + 4 - 2 * 2) S, whatever the rank; roots of eigenvalues would lose half the digits."""
+    x = X[:, :5] @ RNG.normal(size=(5, 300))
+    one, two = Moments.of(x - x.mean(0)), Moments.of(2 * (x - x.mean(0)))
+    assert frechet.frechet_distance(one, two) == pytest.approx(np.trace(one.covariance), rel=1e-10)
+
+
+def test_the_bias_falls_as_one_over_n_and_is_foretold():
+    """N FD_N is constant for samples of the reference, and `bias` says which constant; FD_infinity takes it away."""
+    for scales, bound in ((np.ones(32), 0.03), (np.exp(-np.arange(32) / 8), 0.15)):
+        truth = Moments.from_covariance(10**9, np.zeros(32), np.diag(scales**2))
+        reference = frechet.Reference(truth)
+        for n in (500, 1000, 4000):
+            drawn = np.mean([reference.distance(Moments.of(RNG.normal(size=(n, 32)) * scales)) for _ in range(16)])
+            assert drawn == pytest.approx(frechet.bias(truth, n), rel=bound)
+    samples = RNG.normal(size=(5000, 32)) * scales + 0.1
+    plain = reference.distance(Moments.of(samples))
+    value, sizes, values = frechet.extrapolated(reference, samples, seed=0)
+    assert abs(value - 0.32) < 0.25 * abs(plain - 0.32) + 0.01
+    assert len(sizes) == len(values) == 15 and sizes[0] == 500 and values[-1] == pytest.approx(plain)
+    assert value == frechet.extrapolated(reference, samples, seed=0)[0] != frechet.extrapolated(reference, samples, seed=1)[0]
+
+
+def test_kid_draws_as_torch_fidelity():
+    """RandomState(2020), samples before data, subsets without replacement: its own numbers, written out."""
+    rng, values = np.random.RandomState(2020), []
+    for _ in range(7):
+        fake = Y[rng.choice(len(Y), 50, replace=False)]
+        values.append(kernel.mmd(fake, X[rng.choice(len(X), 50, replace=False)]))
+    assert kernel.kernel_distance(X, Y, subsets=7, subset_size=50) == pytest.approx((np.mean(values), np.std(values)))
+
+
+def test_cmmd_against_explicit_kernels(monkeypatch):
+    monkeypatch.setattr(kernel, "BLOCK", 130)
+    x, y = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (X, Y))
+    k = lambda a, b: np.exp(-((a[:, None] - b[None]) ** 2).sum(-1) / 200).mean()  # noqa: E731
+    assert kernel.cmmd(X, Y) == pytest.approx(1000 * (k(x, x) + k(y, y) - 2 * k(x, y)), rel=1e-5)
+    assert kernel.cmmd(3 * X, X) == pytest.approx(0, abs=1e-6)
+
+
+def test_fdr6_is_the_mean_of_six_ratios():
+    found = ratio.ratios({space: 2 * value for space, value in ratio.VALIDATION.items()})
+    assert found["fdr6"] == pytest.approx(2) and len(found) == 7
+    with pytest.raises(UserError, match="fdr-mae, fdr-siglip2"):
+        ratio.ratios({space: 1.0 for space in ratio.VALIDATION if space not in ("fdr-mae", "fdr-siglip2")})
+
+
+def test_radial_power_of_waves():
+    """A wave of r cycles has all its power at r; white noise has the same everywhere; ten times the amplitude is two decades."""
+    rows = np.arange(16)[:, None] + np.zeros((16, 16))
+    for cycles in (1, 3, 8):
+        wave = np.cos(2 * np.pi * cycles * rows / 16)[None, :, :, None].astype(np.float32)
+        power = np.asarray(spectrum.radial_power(jnp.asarray(wave)))[0]
+        assert power.shape == (8,) and power.argmax() == cycles - 1 and power[power.argmax()] > 1e5 * np.sort(power)[-2]
+    noise = RNG.normal(size=(400, 16, 24, 3)).astype(np.float32)
+    flat = np.asarray(spectrum.radial_power(jnp.asarray(noise))).mean(axis=0)
+    np.testing.assert_allclose(flat, 1, rtol=0.05)
+    louder = np.asarray(spectrum.radial_power(jnp.asarray(10 * noise))).mean(axis=0)
+    assert spectrum.gap(flat, louder) == pytest.approx(2, rel=1e-5) and spectrum.gap(flat, flat) == 0
+    with pytest.raises(ValueError, match="different sizes"):
+        spectrum.gap(flat, flat[:4])
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(2, 390))
 def test_moments_merge_and_subtract(cut):
@@ -89,29 +168,12 @@ def test_kernel_distance_against_explicit_sums():
     within = sum(k(a[i], a[j]) for a in (x, y) for i in range(6) for j in range(6) if i != j) / 30
     across = 2 * np.mean([k(a, b) for a in x for b in y])
     assert kernel.mmd(x, y) == pytest.approx(within - across, rel=1e-9)
-    mean, error = kernel.kernel_distance(X, X[::-1].copy(), subsets=30, subset_size=100)
+    mean, deviation = kernel.kernel_distance(X, X[::-1].copy(), subsets=30, subset_size=100)
     assert abs(mean) < 0.2 * kernel.mmd(X[:300], Y)
-    assert error > 0
+    assert deviation > 0
     assert kernel.kernel_distance(X, Y, subsets=5, subset_size=50, seed=1) == kernel.kernel_distance(
         X, Y, subsets=5, subset_size=50, seed=1
     )
-
-
-def test_manifold_metrics_against_prdc(monkeypatch):
-    prdc = pytest.importorskip("prdc")
-    monkeypatch.setattr(manifold, "BLOCK", 37)  # several blocks, the last one short
-    for k in (3, 5):
-        expected = prdc.compute_prdc(real_features=X, fake_features=Y, nearest_k=k)
-        assert manifold.precision_recall(X, Y, k) == pytest.approx((expected["precision"], expected["recall"]))
-        assert manifold.density_coverage(X, Y, k) == pytest.approx((expected["density"], expected["coverage"]))
-    with pytest.raises(ValueError, match="no 5-th"):
-        manifold.radii(X[:4], 5)
-
-
-def test_a_sample_is_not_its_own_neighbour():
-    doubled = np.repeat(X[:10], 2, axis=0)
-    np.testing.assert_allclose(manifold.radii(doubled, 1), 0, atol=1e-6)
-    assert (manifold.radii(X[:10], 1) > 0.01).all()
 
 
 def test_memorisation_counts_copies_and_only_those():
@@ -151,6 +213,12 @@ def test_classifiers_know_the_digits():
     machine = classifier.PixelClassifier(images[::2], digits.target[::2])
     assert machine.accuracy(images[1::2], digits.target[1::2]) > 0.97
     assert machine.accuracy(images[1::2], (digits.target[1::2] + 1) % 10) < 0.03
+    predicted = classifier.predict(digits.data[::2], digits.target[::2], digits.data[1::2])
+    by_class = classifier.accuracy_by_class(predicted, digits.target[1::2])
+    assert list(by_class) == list(range(10)) and min(by_class.values()) > 0.85
+    assert np.average(list(by_class.values()), weights=np.bincount(digits.target[1::2])) == pytest.approx(
+        (predicted == digits.target[1::2]).mean()
+    )
     flat = digits.data
     assert classifier.nearest_neighbours(flat[::2], digits.target[::2], flat[1::2], digits.target[1::2]) > 0.96
 
@@ -159,7 +227,7 @@ def test_measure_and_its_tables():
     options = protocol.Settings(kernel_subsets=5, kernel_subset_size=100, bootstrap=10)
     found = protocol.measure(X, Y, options)
     assert found["frechet"] == pytest.approx(_sqrtm(X, Y), rel=1e-9) and found["frechet_se"] > 0
-    assert found["precision"] == manifold.precision_recall(X, Y, 3)[0]
+    assert found["precision"] == manifold.measure(X, Y).precision
     table = protocol.by_space({"base": {"judge": found}}, "frechet")
     assert table == {"judge": {"base": found["frechet"]}}
     assert len(protocol.spread(X, 50)) == 50 and protocol.spread(X, 5000) is X

@@ -2,22 +2,22 @@
 
 Rows: `floor` (train images), `base`, `tuned`, `ideal_tilt` (base samples resampled by exp(lambda r)), and the controls
 `longer_pretraining` (equal compute), `best_cfg` and `tuned_best_cfg` (guidance scale and interval chosen on the validation split).
-All models get the same noise and labels. Samples go through uint8, as published samples do.
+All models get the same noise and labels. Samples go through uint8, as published samples do, and are measured as they are drawn: what is
+kept of a row is its features, in a folder of its own from which an interrupted evaluation goes on.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import PyTree
 
 from jaxdrl import data
+from jaxdrl.data import Source
 from jaxdrl.errors import UserError
-from jaxdrl.evaluation import classifier, frechet, memorisation, protocol, tilt
+from jaxdrl.evaluation import classifier, drift, frechet, memorisation, protocol, search, spaces, tilt
+from jaxdrl.evaluation.collect import Collected, ImageSource, collect
+from jaxdrl.evaluation.image_sources import Split
 from jaxdrl.evaluation.sampling import Guidance
-from jaxdrl.evaluation.statistics import Moments
-from jaxdrl.training import generation, loading, models, plateau
-from jaxdrl.training.batching import compiled
+from jaxdrl.training import generation, loading, measuring
 from jaxdrl.training.context import Run
 from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
@@ -26,6 +26,8 @@ from jaxdrl.training.workdir import data_directory, stage_result
 from jaxdrl.weights import files
 
 name = "evaluate"
+_SVM_SIDE = 32  # larger images are classified by their neighbours in the judge space
+_SPACES = measuring.NAMES
 
 
 def run(run: Run) -> dict:
@@ -45,11 +47,8 @@ def run(run: Run) -> dict:
         raise UserError(f"config.evaluate.split: {settings.split!r} must be test or validation")
     if settings.num_samples < 2 * config.data.num_classes:
         raise UserError(f"config.evaluate.num_samples ({settings.num_samples}) must be at least 2 a class")
-    splits = {part: _split(run, part) for part in ("train", "validation", settings.split)}
-    rewards = _reward(run)
-    samples, guidance = _all_samples(run, splits["validation"][0], rewards)
-    spaces = plateau.spaces(run)
-    real = {space: function(splits[settings.split][0]) for space, function in spaces.items()}
+    sets = _Sets(run)
+    guidance = sets.collect_all()
     options = protocol.Settings(
         kernel_subsets=settings.kernel_subsets,
         kernel_subset_size=settings.kernel_subset_size,
@@ -57,85 +56,132 @@ def run(run: Run) -> dict:
         seed=config.seed,
     )
     rows: dict[str, dict[str, dict[str, Any]]] = {}
-    images = {"floor": splits["train"][0]} | {row: part[0] for row, part in samples.items() if row != "pool"}
-    progress = Progress(name, len(images), unit="row", seconds=0.0)
-    for number, (row, part) in enumerate(images.items(), 1):
-        rows[row] = {space: protocol.measure(real[space], function(part), options) for space, function in spaces.items()}
+    names = ["floor", *sets.generated]
+    progress = Progress(name, len(names), unit="row", seconds=0.0)
+    for number, row in enumerate(names, 1):
+        real = sets.real(settings.split)
+        rows[row] = {space: protocol.measure(real.features[space], sets.features(row, space), options) for space in _SPACES}
         progress.update(number, judge=rows[row]["judge"]["frechet"])
-    _keep_for_report(run, splits, samples, spaces, rewards)
-    return _tables(run, rows) | _single_numbers(run, splits, samples, rewards) | {"guidance": guidance}
+    _keep_for_report(run, sets)
+    return _tables(run, rows) | _single_numbers(run, sets) | {"guidance": guidance}
 
 
-def _split(run: Run, part: str) -> tuple[np.ndarray, np.ndarray]:
-    return data.load_arrays(data.open_split(run.config.data, data_directory(run), part), run.config.evaluate.max_real)
+class _Sets:
+    """Features of the splits and of every row's samples, collected once and read from their folders."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._config = run, run.config
+        self.spaces = measuring.run_spaces(run.config, run.workdir)
+        self._logit = measuring.logit_space(run.config, run.workdir, self.spaces[0])
+        colour = [spaces.image_statistics("drift")] if run.config.data.image_shape[2] == 3 else []
+        self._all = [*self.spaces, self._logit, *colour]
+        self.generated: list[str] = []
+        self._rows: dict[str, Collected] = {}
+        self._chosen = np.zeros(0, int)
+
+    def real(self, part: str) -> Collected:
+        """Of a split; the floor's is of the train images."""
+        return self._collect(f"real_{part}", Split(_split(self._run, part), self._config.evaluate.max_real), {"split": part})
+
+    def row(self, row: str) -> Collected:
+        return self.real("train") if row == "floor" else self._rows["pool" if row == "ideal_tilt" else row]
+
+    def features(self, row: str, space: str) -> np.ndarray:
+        found = self.row(row).features[space]
+        return found[self._chosen] if row == "ideal_tilt" else found
+
+    def labels(self, row: str) -> np.ndarray:
+        found = self.row(row).labels
+        return found[self._chosen] if row == "ideal_tilt" else found
+
+    def logits(self, row: str) -> np.ndarray:
+        return self.features(row, "logit")[:, 0]
+
+    def collect_all(self) -> dict[str, dict[str, Any]]:
+        """Every row, in the order of the table; returns the best guidances."""
+        settings, guidance = self._config.evaluate, {}
+        num = settings.num_samples
+        for row in ("base", "tuned"):
+            self._draw(row, row, num)
+        self._draw("pool", "base", settings.tilt_pool * num)
+        scale, pool = self._config.posttrain.reward_scale, self._rows["pool"]
+        self._chosen = tilt.ideal_tilt(pool.features["logit"][:, 0], pool.labels, scale, num, self._config.seed)
+        self.generated.append("ideal_tilt")
+        if settings.controls:
+            self._draw("longer_pretraining", "longer", num)
+        if settings.best_guidance:
+            for row, model in (("best_cfg", "base"), ("tuned_best_cfg", "tuned")):
+                best = self._choose_guidance(model)
+                self._draw(row, model, num, best.guidance)
+                guidance[row] = {
+                    "scale": best.guidance.scale,
+                    "interval": list(best.guidance.interval),
+                    "judge": best.numbers["judge"],
+                }
+        return guidance
+
+    def _draw(self, row: str, model: str, num: int, guidance: Guidance | None = None) -> None:
+        seed = stage_seed(self._config.seed, f"evaluate/{'pool' if row == 'pool' else 'samples'}")
+        described = {"model": model, "guidance": list(guidance or ())}
+        self._rows[row] = self._collect(row, self._source(model, num, seed, guidance), described)
+        if row != "pool":
+            self.generated.append(row)
+
+    def _source(self, model: str, num: int, seed: int, guidance: Guidance | None) -> generation.Samples:
+        params = loading.load_model(self._config, self._run.workdir, model)
+        guidance = None if guidance is not None and guidance.scale == 1.0 else guidance
+        steps = self._config.evaluate.sampling_steps
+        return generation.Samples(self._config, params, num=num, seed=seed, num_steps=steps, guidance=guidance)
+
+    def _collect(self, folder: str, source: ImageSource, described: dict[str, Any]) -> Collected:
+        return collect(
+            source,
+            self._all,
+            self._run.workdir / name / folder,
+            keep=[space.name for space in self._all],
+            description=described,
+            batch_size=self._config.evaluate.batch_size,
+            seconds=self._config.runtime.checkpoint_seconds,
+        )
+
+    def _choose_guidance(self, model: str) -> search.Cell:
+        """Scale and interval with the least judge-space distance to the validation images."""
+        settings, judge = self._config.evaluate, [space for space in self.spaces if space.name == "judge"]
+        reference = frechet.Reference(self.real("validation").moments["judge"])
+        seed = stage_seed(self._config.seed, "evaluate/guidance")
+
+        def measure(guidance: Guidance) -> dict[str, float]:
+            source = self._source(model, settings.guidance_samples, seed, guidance)
+            return {"judge": reference.distance(collect(source, judge, None, batch_size=settings.batch_size).moments["judge"])}
+
+        points = search.grid(settings.guidance_scales, settings.guidance_intervals)
+        kept = {"samples": settings.guidance_samples, "steps": settings.sampling_steps}
+        return search.best(search.search(points, measure, self._run.workdir / name / f"guidance_{model}", kept), "judge")
+
+    def few_images(self, row: str, each: int = 8, classes: int = 20) -> np.ndarray:
+        """The first images of the first classes, in rows; drawn again, since no image is kept."""
+        classes = min(self._config.data.num_classes, classes)
+        if row == "real":
+            source = _split(self._run, self._config.evaluate.split)
+            labels = source.read_labels()
+            firsts = np.concatenate([np.resize(np.flatnonzero(labels == y), each) for y in range(classes)])
+            return np.stack([source[int(index)]["image"] for index in firsts])
+        seed = stage_seed(self._config.seed, "evaluate/samples")
+        source = self._source(row, self._config.evaluate.num_samples, seed, None)
+        stride = self._config.data.num_classes
+        rounds = range(0, min(each * stride, len(source)), stride)
+        columns = []
+        for start in rounds:
+            stop = min(start + classes, len(source))
+            columns.append(
+                np.concatenate([images for images, _ in source.batches(start, stop, self._config.evaluate.batch_size)])
+            )
+        whole = [column for column in columns if len(column) == classes]
+        return np.stack([whole[i % len(whole)] for i in range(each)], axis=1).reshape(classes * each, *whole[0].shape[1:])
 
 
-def _reward(run: Run) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    config = run.config
-    weights = (loading.load_encoder(config, run.workdir, "reward"), loading.load_discriminator(run.workdir))
-    return compiled(lambda weights, images, labels: models.reward(config, *weights)(images, labels), weights)
-
-
-def _all_samples(run: Run, validation: np.ndarray, rewards) -> tuple[dict, dict]:
-    """Draws every row's samples, or reads those that an interrupted evaluation has drawn."""
-    settings, guidance = run.config.evaluate, {}
-    num = settings.num_samples
-    samples = {"base": _draw(run, "base", "base", num), "tuned": _draw(run, "tuned", "tuned", num)}
-    pool, pool_labels = _draw(run, "pool", "base", settings.tilt_pool * num)
-    scale = run.config.posttrain.reward_scale
-    chosen = tilt.ideal_tilt(rewards(pool, pool_labels), pool_labels, scale, num, run.config.seed)
-    samples["ideal_tilt"] = (pool[chosen], pool_labels[chosen])
-    samples["pool"] = (pool, pool_labels)
-    if settings.controls:
-        samples["longer_pretraining"] = _draw(run, "longer_pretraining", "longer", num)
-    if settings.best_guidance:
-        for row, model in (("best_cfg", "base"), ("tuned_best_cfg", "tuned")):
-            guidance[row] = _choose_guidance(run, model, validation)
-            best = Guidance(guidance[row]["scale"], tuple(guidance[row]["interval"]))
-            samples[row] = _draw(run, row, model, num, best)
-    return samples, guidance
-
-
-def _draw(run: Run, row: str, model: str, num: int, guidance: Guidance | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """One row's uint8 images, from its file if there is one."""
-    path = run.workdir / name / f"{row}.safetensors"
-    if path.exists():
-        kept = files.load_tree(path)
-        return kept["images"], kept["labels"]
-    purpose = "pool" if row == "pool" else "samples"
-    params = loading.load_model(run.config, run.workdir, model)
-    images, labels = _generate(run, params, num, stage_seed(run.config.seed, f"evaluate/{purpose}"), guidance)
-    files.save_tree(path, {"images": images, "labels": labels})
-    return images, labels
-
-
-def _generate(run: Run, params: PyTree, num: int, seed: int, guidance: Guidance | None) -> tuple[np.ndarray, np.ndarray]:
-    steps = run.config.evaluate.sampling_steps
-    finish = generation.as_bytes(run.config)
-    return generation.generate(run.config, params, finish, num=num, seed=seed, num_steps=steps, guidance=guidance)
-
-
-def _choose_guidance(run: Run, model: str, validation: np.ndarray) -> dict[str, Any]:
-    """Scale and interval with the least judge-space distance to the validation images."""
-    settings = run.config.evaluate
-    path = run.workdir / name / f"guidance_{model}.safetensors"
-    if path.exists():
-        kept = files.load_tree(path)
-        return {"scale": float(kept["scale"]), "interval": [float(x) for x in kept["interval"]], "judge": float(kept["judge"])}
-    judge = plateau.spaces(run)["judge"]
-    reference = frechet.Reference(Moments.of(judge(validation)))
-    seed, found = stage_seed(run.config.seed, "evaluate/guidance"), []
-    params = loading.load_model(run.config, run.workdir, model)
-    for scale in settings.guidance_scales:
-        for interval in settings.guidance_intervals:
-            guidance = Guidance(float(scale), (float(interval[0]), float(interval[1])))
-            images, _ = _generate(run, params, settings.guidance_samples, seed, guidance)
-            distance = reference.distance(Moments.of(judge(images)))
-            found.append((distance, guidance))
-    distance, best = min(found, key=lambda pair: pair[0])
-    kept = {"scale": np.float64(best.scale), "interval": np.array(best.interval), "judge": np.float64(distance)}
-    files.save_tree(path, kept)
-    return {"scale": best.scale, "interval": list(best.interval), "judge": distance}
+def _split(run: Run, part: str) -> Source:
+    return data.open_split(run.config.data, data_directory(run), part)
 
 
 def _tables(run: Run, rows: dict) -> dict[str, Any]:
@@ -154,29 +200,26 @@ def _tables(run: Run, rows: dict) -> dict[str, Any]:
     }
 
 
-def _single_numbers(run: Run, splits: dict, samples: dict, rewards) -> dict[str, Any]:
-    """Accuracy, memorisation and rewards by row; effective sample size, share of the ideal shift, KL spent."""
-    settings = run.config.evaluate
-    pixels = lambda images: plateau.thumbnails(images, 64)  # noqa: E731
-    machine = classifier.PixelClassifier(pixels(splits["train"][0]), splits["train"][1])
-    flat = lambda images: protocol.spread(pixels(images), 5000)  # noqa: E731
-    train, held_out = pixels(splits["train"][0]), flat(splits[settings.split][0])
-    shown = {row: part for row, part in samples.items() if row != "pool"}
-    means = {row: float(rewards(*part).mean()) for row, part in shown.items()}
-    means["data"] = float(rewards(*splits[settings.split]).mean())
-    pool_rewards, scale = rewards(*samples["pool"]), run.config.posttrain.reward_scale
-    ideal = tilt.tilted_mean(pool_rewards, samples["pool"][1], scale)
-    mean, per_class = tilt.effective_sample_size(pool_rewards, samples["pool"][1], scale)
+def _single_numbers(run: Run, sets: _Sets) -> dict[str, Any]:
+    """Accuracy, memorisation, rewards and drift by row; effective sample size, share of the ideal shift, KL spent."""
+    settings, scale = run.config.evaluate, run.config.posttrain.reward_scale
+    held_out = sets.real(settings.split)
+    few = lambda values: protocol.spread(values, 5000)  # noqa: E731
+    train, others = sets.real("train").features["pixels"], few(held_out.features["pixels"])
+    means = {row: float(sets.logits(row).mean()) for row in sets.generated}
+    means["data"] = float(held_out.features["logit"].mean())
+    pool = sets.row("pool")
+    pool_rewards = pool.features["logit"][:, 0]
+    ideal = tilt.tilted_mean(pool_rewards, pool.labels, scale)
+    mean, per_class = tilt.effective_sample_size(pool_rewards, pool.labels, scale)
     shift, tuned_shift = ideal - float(pool_rewards.mean()), means["tuned"] - means["base"]
     energies = [line["control_energy"] for line in read_metrics(run.workdir) if line["stage"] == "posttrain"]
     kl = float(np.mean(energies[-max(1, len(energies) // 8) :]))
+    copied = {row: memorisation.copies(few(sets.features(row, "pixels")), train, others) for row in sets.generated}
     return {
-        "accuracy": {
-            row: machine.accuracy(pixels(images), labels)
-            for row, (images, labels) in (shown | {"floor": splits[settings.split]}).items()
-        },
-        "memorisation": {row: memorisation.copies(flat(part[0]), train, held_out) for row, part in shown.items()}
-        | {"floor": 0.05},
+        **_accuracies(run, sets, held_out),
+        "memorisation": copied | {"floor": 0.05},
+        "drift": _drifts(sets, held_out),
         "reward_mean": means,
         "ess": {"mean": mean, "per_class": per_class.tolist()},
         "ideal_share": tuned_shift / shift if abs(shift) > 1e-9 else float("nan"),
@@ -186,20 +229,39 @@ def _single_numbers(run: Run, splits: dict, samples: dict, rewards) -> dict[str,
     }
 
 
-def _keep_for_report(run: Run, splits: dict, samples: dict, spaces: dict, rewards) -> None:
+def _accuracies(run: Run, sets: _Sets, held_out: Collected) -> dict[str, Any]:
+    """Are samples of the class that was asked for? By pixels where images are small, otherwise by neighbours in the judge space."""
+    train = sets.real("train")
+    if max(run.config.data.image_shape[:2]) <= _SVM_SIDE:
+        machine = classifier.PixelClassifier(train.features["pixels"], train.labels)
+        predict, space = machine.predict, "pixels"
+    else:
+        predict, space = (lambda features: classifier.predict(train.features["judge"], train.labels, features)), "judge"
+    predicted = {row: predict(sets.features(row, space)) for row in sets.generated}
+    shares = {row: float((found == sets.labels(row)).mean()) for row, found in predicted.items()}
+    shares["floor"] = float((predict(held_out.features[space]) == held_out.labels).mean())
+    by_class = {row: classifier.accuracy_by_class(predicted[row], sets.labels(row)) for row in ("base", "tuned")}
+    return {"accuracy": shares, "accuracy_space": space, "accuracy_by_class": by_class}
+
+
+def _drifts(sets: _Sets, held_out: Collected) -> dict[str, dict[str, float]]:
+    """The five statistics by row, of colour images."""
+    if "drift" not in held_out.moments:
+        return {}
+    rows = {"data": held_out.features["drift"]} | {row: sets.features(row, "drift") for row in sets.generated}
+    return {row: dict(zip(drift.NAMES, map(float, values.mean(axis=0)), strict=True)) for row, values in rows.items()}
+
+
+def _keep_for_report(run: Run, sets: _Sets) -> None:
     """Grids, scatter plots and logits, in one file."""
-    config = run.config
-    classes = min(config.data.num_classes, 20)
-    firsts = lambda labels: np.concatenate([np.resize(np.flatnonzero(labels == y), 8) for y in range(classes)])  # noqa: E731
-    kept = {f"grid_{row}": samples[row][0][firsts(samples[row][1])] for row in ("base", "tuned")}
-    real = splits[config.evaluate.split]
-    kept["grid_real"] = real[0][firsts(real[1])]
-    shown = {"data": real[0], "base": samples["base"][0], "tuned": samples["tuned"][0]}
+    held_out = sets.real(run.config.evaluate.split)
+    kept = {f"grid_{row}": sets.few_images(row) for row in ("real", "base", "tuned")}
+    shown = {"data": held_out, "base": sets.row("base"), "tuned": sets.row("tuned")}
     for space in ("reward", "judge"):
-        project = protocol.principal_plane(spaces[space](real[0]))
-        for row, images in shown.items():
-            kept[f"pca_{space}_{row}"] = project(spaces[space](protocol.spread(images, 700))).astype(np.float32)
-    kept["logits_real"] = rewards(*real)
+        project = protocol.principal_plane(held_out.features[space])
+        for row, found in shown.items():
+            kept[f"pca_{space}_{row}"] = project(protocol.spread(found.features[space], 700)).astype(np.float32)
+    kept["logits_real"] = np.array(held_out.features["logit"][:, 0])
     for row in ("base", "tuned"):
-        kept[f"logits_{row}"] = rewards(*samples[row])
+        kept[f"logits_{row}"] = np.array(sets.logits(row))
     files.save_tree(run.workdir / name / "report_arrays.safetensors", kept)
