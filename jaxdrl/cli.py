@@ -30,7 +30,7 @@ commands
   pretrain       the stages up to and including the generator's training
   discriminator  ... up to and including the reward
   posttrain      ... up to and including Adjoint Matching
-  evaluate       ... up to and including the measurement; with --samples, --metrics ... anything else (see `jaxdrl evaluate --help`)
+  evaluate       ... up to and including the measurement; or measures any images (see `jaxdrl evaluate --help`)
   report         ... up to and including the report (as run)
   sweep          the best guidance: scale x interval, measured, drawn (see `jaxdrl sweep --help`)
   sample         images from a model of a workdir (see `jaxdrl sample --help`)
@@ -220,7 +220,7 @@ def _explain(error: Exception, arguments: list[str]) -> str:
             if name not in known:
                 return f"--{name} is unknown{_closest(name, known)}; jaxdrl/config.py lists every key"
             return f"{argument}: the value does not fit the key ({text.split('; ')[0]})"
-    return f"--config: {text}"
+    return text if text.startswith("flag ") else f"--config: {text}"
 
 
 def _keys(tree: dict, prefix: str = "") -> list[str]:

@@ -18,21 +18,22 @@ EVALUATE_HELP = """usage: jaxdrl evaluate --samples A --reference B --metrics fi
 
 what is measured
   --samples    .npz (arr_0, uint8 NHWC; streamed), a folder of .png/.jpg, or split:NAME of a data set (with --config or --workdir)
-  --workdir    samples straight from a run's checkpoint: --model (tuned, base, longer), --num, --seed, --steps, --guidance, --interval;
-               labels are balanced, image i is the same whatever the batch size and the number of hosts
+  --workdir    samples straight from a run's checkpoint: --model (tuned, base, longer), --num, --seed, --steps, --guidance,
+               --interval; labels are balanced, image i is the same whatever the batch size and the number of hosts
   --reference  images as for --samples; or statistics: ADM's VIRTUAL_*.npz, JiT's, MeanFlow's, EDM2's .pkl, or --save_statistics';
                default in a workdir: split:<config.evaluate.split>
   --train      the generator's training images, for memorisation
 
 how
-  --metrics    fid, sfid, fid-pytorch-fid, fid-clean-fid, is, is-torch-fidelity, kid, cmmd, fd-dinov2, fd-dinov3, fd-siglip, fd-clip,
-               fd-mae, fd-convnext, fdr6, spectrum, drift; and in the space of --encoder: fd, fd-infinity, kd, prdc (precision, recall,
-               density, coverage), adm-pr, accuracy, memorisation. Default: fid,sfid,is,prdc; in a workdir fd,kd,prdc
+  --metrics    fid, sfid, fid-pytorch-fid, fid-clean-fid, is, is-torch-fidelity, kid, cmmd, fd-dinov2, fd-dinov3, fd-siglip,
+               fd-clip, fd-mae, fd-convnext, fdr6, spectrum, drift; and in the space of --encoder: fd, fd-infinity, kd, prdc
+               (precision, recall, density, coverage), adm-pr, accuracy, memorisation.
+               Default: fid,sfid,is,prdc; in a workdir fd,kd,prdc
   --encoder    a space or a published encoder (default inception); in a workdir also judge (the default), reward, pixels
   --weights    folders that `jaxdrl convert` made, one an encoder; "random" draws weights, to try a pipeline out
   --bootstrap  resamples for 95 % confidence intervals; default 0, none
   --batch_size images a device and call; default 64
-  --k, --density_k, --kd_subsets, --kd_subset_size: of precision and recall (3), density and coverage (5), KD (100 subsets of 1000)
+  --k, --density_k, --kd_subsets, --kd_subset_size: precision and recall (3), density and coverage (5), KD (100 of 1000)
 
 what is written
   --out        folder for metrics.json and the state from which an interrupted call goes on; default beside the samples
@@ -40,7 +41,8 @@ what is written
 
 examples
   jaxdrl convert --model=inception-v3-fid --from=pt_inception-2015-12-05-6726825d.pth --to=models/inception
-  jaxdrl evaluate --samples samples.npz --reference VIRTUAL_imagenet256_labeled.npz --metrics fid,sfid,is,adm-pr --weights models/inception
+  jaxdrl evaluate --samples a.npz --reference VIRTUAL_imagenet256_labeled.npz --metrics fid,sfid,is,adm-pr \\
+      --weights models/inception
   jaxdrl evaluate --workdir=runs/first --guidance=1.5 --interval=0.1,1 --num=50000 --metrics=fd,prdc --encoder=judge
 """
 

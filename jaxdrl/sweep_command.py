@@ -23,8 +23,8 @@ SWEEP_HELP = """usage: jaxdrl sweep --workdir=DIR [--model=tuned] [--scales=1,1.
 
 examples
   jaxdrl sweep --workdir=runs/first --model=tuned --num=5000
-  jaxdrl sweep --workdir=runs/sit_xl --scales=1,1.25,1.5,1.75,2 --num=50000 --metrics=fd-dinov2,fid --weights=models/dinov2-large,models/inception \\
-      --reference=edm2_stats.pkl
+  jaxdrl sweep --workdir=runs/sit_xl --scales=1,1.25,1.5,1.75,2 --num=50000 --metrics=fd-dinov2,fid --reference=edm2_stats.pkl \\
+      --weights=models/dinov2-large,models/inception
 """
 
 

@@ -76,7 +76,9 @@ def test_no_shipped_weights(capsys, tmp_path):
     assert "from_scratch=true" in line
 
 
-@pytest.mark.parametrize("argv", [[], ["--help"], ["run", "--help"], ["sample", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [[], ["--help"], ["run", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["sweep", "--help"]]
+)
 def test_help_teaches(argv, capsys):
     assert cli.main(argv) == 0
     out = capsys.readouterr().out

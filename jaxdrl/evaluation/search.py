@@ -40,7 +40,7 @@ class Cell:
     numbers: Mapping[str, float]
 
 
-def grid(scales: Iterable[float], intervals: Iterable[tuple[float, float]]) -> list[Guidance]:
+def grid(scales: Iterable[float | int], intervals: Iterable[tuple[float | int, float | int]]) -> list[Guidance]:
     """All pairs; scale 1, for which the interval means nothing, once.
 
     Args:
@@ -53,13 +53,13 @@ def grid(scales: Iterable[float], intervals: Iterable[tuple[float, float]]) -> l
     Raises:
         UserError: If an interval is none, or there is no point.
     """
-    intervals = [(float(low), float(high)) for low, high in intervals]
-    for low, high in intervals:
+    spans = [(float(low), float(high)) for low, high in intervals]
+    for low, high in spans:
         if not 0 <= low < high <= 1:
             raise UserError(f"a guidance interval is LOW, HIGH with 0 <= LOW < HIGH <= 1, got {low:g}, {high:g}")
     ordered = sorted({float(scale) for scale in scales})
     points = [Guidance(1.0)] if 1.0 in ordered else []
-    points += [Guidance(scale, interval) for interval in intervals for scale in ordered if scale != 1.0]
+    points += [Guidance(scale, interval) for interval in spans for scale in ordered if scale != 1.0]
     if not points:
         raise UserError("the search has no point: give scales and intervals")
     return points

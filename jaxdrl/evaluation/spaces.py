@@ -43,14 +43,14 @@ class Definition:
     Attributes:
         encoder: Published name.
         fields: Preprocessing and network options that differ from the encoder's own.
-        converted: Fields that the weights must have been converted with, because they are in the position table.
+        converted: Fields that the weights must have been converted with, because they are in the position table; None: any will do.
         output: Of the encoder's features.
         pooling: That gives this output, for the specification; empty: the encoder's default.
     """
 
     encoder: str
     fields: Mapping[str, Any] = field(default_factory=dict)
-    converted: Mapping[str, Any] = field(default_factory=dict)
+    converted: Mapping[str, Any] | None = field(default_factory=dict)
     output: str = "pooled"
     pooling: str = ""
 
@@ -110,12 +110,12 @@ class Weights:
                 raise UserError(f"--weights: {folder} holds {name}, which is no encoder")
             self._folders.append((Path(folder), name, fields))
 
-    def find(self, encoder: str, converted: Mapping[str, Any], space: str) -> tuple[dict[str, Any], Any, str]:
+    def find(self, encoder: str, converted: Mapping[str, Any] | None, space: str) -> tuple[dict[str, Any], Any, str]:
         """Loads an encoder's weights.
 
         Args:
             encoder: Published name.
-            converted: Fields that the weights must have.
+            converted: Fields that the weights must have, besides the published resolution; None: any will do.
             space: That needs it, for the error.
 
         Returns:
@@ -125,13 +125,14 @@ class Weights:
             UserError: If no folder holds it.
         """
         if self._random:
-            return dict(converted), *_drawn(encoder, tuple(sorted(converted.items())))
+            return dict(converted or {}), *_drawn(encoder, tuple(sorted((converted or {}).items())))
         native = dict(encoders.create(encoder).fields)
         for folder, name, fields in self._folders:
-            wanted = {"resolution": native["resolution"], "position_antialias": None, **converted}
-            if name == encoder and all(fields.get(key) == value for key, value in wanted.items()):
+            wanted = {"resolution": native["resolution"], "position_antialias": None, **(converted or {})}
+            fits = converted is None or all(fields.get(key) == value for key, value in wanted.items())
+            if name == encoder and fits:
                 return fields, *_read(folder)
-        options = "".join(f" --set {key}={value}" for key, value in converted.items())
+        options = "".join(f" --set {key}={value}" for key, value in (converted or {}).items())
         raise UserError(
             f"--weights: {space} needs the weights of {encoder}; make a folder with `jaxdrl convert --model={encoder}{options} --from=FILE "
             f"--to=DIR` and name it"
@@ -176,8 +177,8 @@ def published(names: Sequence[str], weights: Weights) -> list[Space]:
     for name in names:
         if name not in DEFINITIONS and name not in encoders.PUBLISHED:
             raise UserError(f"--encoder: {name!r} is unknown; choose one of {', '.join([*DEFINITIONS, *encoders.PUBLISHED])}")
-        definition = DEFINITIONS.get(name) or Definition(encoder=name)
-        key = (definition.encoder, repr(sorted(definition.fields.items())), repr(sorted(definition.converted.items())))
+        definition = DEFINITIONS.get(name) or Definition(encoder=name, converted=None)
+        key = (definition.encoder, repr(sorted(definition.fields.items())), repr(definition.converted))
         if key not in networks:
             stored, params, fingerprint = weights.find(definition.encoder, definition.converted, name)
             encoder = encoders.create(definition.encoder, **stored | dict(definition.fields))

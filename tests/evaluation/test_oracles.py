@@ -147,7 +147,8 @@ def test_inception_features_and_all_four_metrics_are_torch_fidelitys(oracles, fi
     exact = ((pool.mean(0) - other.mean(0)) ** 2).sum() + (one**2).sum() + (two**2).sum() - 2 * root
     assert found["fid"] == pytest.approx(exact, rel=1e-6)
     assert found["is-torch-fidelity"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
-    assert found["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-5)
+    # torch-fidelity sums the kernel of float32 features in float32.
+    assert found["kid"] == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert (found["precision"], found["recall"]) == pytest.approx((theirs["precision"], theirs["recall"]))
 
 
