@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdrl import cli
+from jaxdrl.evaluation import drift
 from jaxdrl.weights import files
 
 ROOT = Path(__file__).parent.parent
@@ -150,4 +151,8 @@ def _wait_for_checkpoint(stage, process):
 def test_other_recipes_tiny_forms(recipe, tmp_path, capsys):
     assert cli.main(["run", f"--config={ROOT}/configs/{recipe}.py:tiny", f"--workdir={tmp_path / 'run'}"]) == 0
     assert "FD judge" in capsys.readouterr().out
-    assert (tmp_path / "run" / "report.html").exists()
+    report, colour = json.loads((tmp_path / "run" / "report.json").read_text()), recipe != "drl_patches"
+    assert ("Colour and light" in (tmp_path / "run" / "report.html").read_text()) == colour
+    assert set(report["drift"].get("tuned", ())) == (set(drift.NAMES) if colour else set())
+    assert report["accuracy_space"] == ("judge" if recipe == "drl_imagenet64" else "pixels")
+    assert set(report["accuracy_by_class"]["tuned"]) == set(map(str, range(report["config"]["data"]["num_classes"])))

@@ -30,7 +30,7 @@ def render(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], arra
     sections = [
         f"<h1>{html.escape(str(report['config']['name']))}</h1><p class='lead'>{html.escape(headline(report))}</p>",
         _grids(report, arrays),
-        "<h2>The distances</h2>" + _table(report) + _reading(report),
+        "<h2>The distances</h2>" + _table(report) + _reading(report) + _drift(report),
         "<h2>What the reward saw</h2><div class='charts'>" + "".join(_clouds(arrays)) + "</div>",
         "<h2>Is the base converged?</h2>" + _plateau(report, metrics),
         "<h2>How each stage went</h2><div class='charts'>" + "".join(_curves(metrics)) + "</div>",
@@ -120,7 +120,13 @@ def _reading(report: Mapping[str, Any]) -> str:
         "real data) ± the error of that change, smaller because samples share their noise; in colour where it is twice its error. "
         "The <b>reward space</b> is the one that the discriminator looks through, so its improvement is expected; "
         "the <b>judge space</b> and the <b>pixels</b> had no part in training. Precision, recall and coverage are taken in the judge "
-        "space. Copies: samples closer to a training image than 95 % of the held-out images are.",
+        "space; accuracy by "
+        + (
+            "a support vector machine on the pixels"
+            if report.get("accuracy_space") == "pixels"
+            else "nearest neighbours in the judge space"
+        )
+        + ". Copies: samples closer to a training image than 95 % of the held-out images are.",
         "The <b>ideal tilt</b> is what solving the RL problem exactly would give: base samples resampled in proportion to "
         "exp(λ r). It is limited by this discriminator and by what the base can produce. Mean reward: base "
         f"{means['base']:.3f}, tuned {means['tuned']:.3f}, ideal {means['ideal_tilt']:.3f}, data {means['data']:.3f}; the tuned model "
@@ -149,6 +155,24 @@ def _reading(report: Mapping[str, Any]) -> str:
     if missing:
         rows.append(f"Not in this run: {', '.join(missing)}.")
     return "".join(f"<p>{row}</p>" for row in rows)
+
+
+def _drift(report: Mapping[str, Any]) -> str:
+    """The five statistics of colour and light, by which over-optimised images drift; grey images have none."""
+    rows = report.get("drift") or {}
+    if not rows:
+        return ""
+    names = list(rows["data"])
+    titles = {"data": f"{report['split']} images"} | table.ROWS
+    lines = ["<tr><th></th>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"]
+    for row, title in titles.items():
+        if row in rows:
+            cells = "".join(f"<td>{rows[row][name]:.3f}</td>" for name in names)
+            lines.append(f"<tr class='{'main' if row == 'tuned' else ''}'><td>{html.escape(title)}</td>{cells}</tr>")
+    return (
+        "<h2>Colour and light</h2><p class='soft'>Means over the images, in [0, 1] except colourfulness. A tuned model far from the data here "
+        "has been over-optimised.</p><div class='scroll'><table>" + "".join(lines) + "</table></div>"
+    )
 
 
 def _clouds(arrays: Mapping[str, np.ndarray]) -> list[str]:

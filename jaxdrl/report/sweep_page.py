@@ -29,7 +29,8 @@ def render(cells: Sequence[Cell], metric: str, title: str, settings: Mapping[str
     curves = [charts.lines(name, "guidance scale", name, _series(cells, name)) for name in names]
     pairs = [(metric, name) for name in names if name != metric] + [pair for pair in _PAIRS if set(pair) <= set(names)]
     fronts = [_front(cells, x, y) for x, y in dict.fromkeys(pairs)]
-    shown = ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
+    text = lambda value: ", ".join(value) if isinstance(value, list) else value  # noqa: E731
+    shown = "; ".join(f"{key} {text(value)}" for key, value in settings.items() if value is not None)
     low, high = best.guidance.interval
     where = "without guidance" if best.guidance.scale == 1 else f"at scale {best.guidance.scale:g} for t in [{low:g}, {high:g}]"
     return (
