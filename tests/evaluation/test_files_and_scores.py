@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxdrl import data
 from jaxdrl.errors import UserError
-from jaxdrl.evaluation import drift, reference_files, sample_files
+from jaxdrl.evaluation import drift, image_sources, reference_files, sample_files
+from jaxdrl.evaluation.collect import UNKNOWN
 from jaxdrl.evaluation.inception_score import inception_score
 
 
@@ -69,6 +71,42 @@ def test_npz_is_read_in_parts(images, tmp_path, save):
     parts = list(sample_files.read(tmp_path / "s.npz", 4))
     assert [len(part) for part in parts] == [4, 4, 3] and sample_files.count(tmp_path / "s.npz") == 11
     np.testing.assert_array_equal(np.concatenate(parts), images)
+
+
+@pytest.mark.parametrize("form", ["stored", "compressed", "folder"])
+def test_a_part_is_read_with_its_labels(images, tmp_path, form):
+    """From any image to any other, as a process of many does or an interrupted one."""
+    path, labels = tmp_path / "s.npz", np.arange(11)[::-1]
+    if form == "folder":
+        path = tmp_path
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / f"{number:03d}.png")
+    else:
+        (np.savez if form == "stored" else np.savez_compressed)(path, arr_0=images, labels=labels)
+    parts = list(image_sources.Files(path).batches(3, 10, 3))
+    assert [len(part) for part, _ in parts] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in parts]), images[3:10])
+    expected = np.full(7, UNKNOWN) if form == "folder" else labels[3:10]
+    np.testing.assert_array_equal(np.concatenate([part for _, part in parts]), expected)
+    assert len(image_sources.Files(path, 4)) == 4
+    with pytest.raises(UserError, match="has 11 images, 12 are asked for"):
+        image_sources.Files(path, 12)
+
+
+def test_labels_that_do_not_fit_are_refused(images, tmp_path):
+    np.savez(tmp_path / "s.npz", arr_0=images, arr_1=np.arange(10))
+    with pytest.raises(UserError, match="10 labels for 11 images"):
+        image_sources.Files(tmp_path / "s.npz")
+
+
+def test_some_of_a_split(images):
+    source = data.sources.InMemory(images, np.arange(11))
+    whole, some = image_sources.Split(source), image_sources.Split(source, 5)
+    assert len(whole) == 11 and len(some) == 5
+    (chosen, labels), *_ = some.batches(0, 5, 8)
+    assert (np.diff(labels) > 0).all()
+    np.testing.assert_array_equal(chosen, images[labels])
+    np.testing.assert_array_equal(np.concatenate([part for part, _ in whole.batches(2, 11, 4)]), images[2:])
 
 
 def test_folders_are_read_in_the_order_of_names(images, tmp_path):

@@ -55,6 +55,16 @@ def test_any_size_and_offset(n, m, offset, seed):
         np.testing.assert_array_equal(found.holding, held.sum(axis=0))
 
 
+def test_near_ties_beyond_float32_are_decided_exactly():
+    """Two tight clusters far from their mean: float32 orders neighbours at random, and more of them tie than there are spares."""
+    near = RNG.normal(size=(80, 6)) * 0.01
+    x = (near + np.where(np.arange(80) % 2, 1000.0, -1000.0)[:, None]).astype(np.float32)
+    expected = _brute(x, x) + np.diag(np.full(80, np.inf))
+    distances, indices = neighbours.nearest(x, x, 3, same=True)
+    np.testing.assert_array_equal(indices, np.argsort(expected, axis=1, kind="stable")[:, :3])
+    np.testing.assert_allclose(distances, np.sort(expected, axis=1)[:, :3], rtol=1e-12)
+
+
 def test_manifold_metrics_are_those_of_prdc(small_blocks):
     prdc = pytest.importorskip("prdc")
     three, five = (prdc.compute_prdc(real_features=X, fake_features=Y, nearest_k=k) for k in (3, 5))
