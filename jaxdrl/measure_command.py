@@ -271,7 +271,7 @@ def measure(
     Raises:
         UserError: If something is missing or does not fit.
     """
-    from jaxdrl.evaluation import reference_files, suite
+    from jaxdrl.evaluation import memorisation, reference_files, suite
     from jaxdrl.report.build import versions
     from jaxdrl.weights.files import write_atomically
 
@@ -304,6 +304,9 @@ def measure(
         "seconds": round(time.monotonic() - began, 2),
         "versions": versions(),
     }
+    if train is not None:
+        pairs = memorisation.closest(mine.features[encoder], train.features[encoder])
+        result["nearest_training_images"] = [{"sample": i, "train": j, "distance": distance} for i, j, distance in pairs]
     write_atomically(out / "metrics.json", json.dumps(result, indent=2).encode())
     return result
 

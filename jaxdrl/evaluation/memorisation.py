@@ -26,3 +26,19 @@ def copies(
     """
     threshold = np.quantile(nearest(held_out, train)[0], quantile)
     return float((nearest(samples, train)[0] < threshold).mean())
+
+
+def closest(samples: Float[np.ndarray, "n d"], train: Float[np.ndarray, "m d"], limit: int = 20) -> list[tuple[int, int, float]]:
+    """The samples that are nearest to a training image, to be looked at.
+
+    Args:
+        samples: Generated.
+        train: What the generator was trained on.
+        limit: How many.
+
+    Returns:
+        (number of the sample, number of the training image, distance), nearest first.
+    """
+    distances, indices = (found[:, 0] for found in nearest(samples, train))
+    order = np.argsort(distances, kind="stable")[:limit]
+    return [(int(i), int(indices[i]), float(distances[i])) for i in order]

@@ -182,6 +182,8 @@ def test_memorisation_counts_copies_and_only_those():
     assert memorisation.copies(fresh, train, held_out) < 0.12
     half = np.concatenate([train[:150] + 1e-3, fresh[:150]])
     assert memorisation.copies(half, train, held_out) > 0.5
+    half[7] = train[200]
+    assert memorisation.closest(half, train, 3)[0] == (7, 200, 0.0) and len(memorisation.closest(half, train, 3)) == 3
 
 
 def test_ideal_tilt_of_a_gaussian():

@@ -161,7 +161,9 @@ def test_samples_of_a_checkpoint(tiny_run, tmp_path):
     assert _evaluate(*files, *metrics) == 0
     one, two = _numbers(tmp_path / "a"), _numbers(tmp_path / "b")
     assert one == pytest.approx(two, rel=1e-5) and {"fd", "recall", "memorisation", "accuracy/9"} <= set(one)
-    said = json.loads((tmp_path / "a" / "metrics.json").read_text())["samples"]
+    kept = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    said, nearest = kept["samples"], kept["nearest_training_images"]
+    assert len(nearest) == 20 and nearest[0]["distance"] <= nearest[-1]["distance"]
     assert (said["guidance"], said["interval"], said["labels"], said["to_uint8"]) == (1.5, [0.1, 1.0], "balanced", "round")
 
 
