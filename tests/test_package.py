@@ -15,7 +15,8 @@ HEAVY = ("tensorflow", "torch", "transformers", "tensorflow_datasets", "grain", 
 
 
 def test_import_is_light():
-    modules = "jaxdrl, jaxdrl.config, jaxdrl.flow.ode, jaxdrl.backbones, jaxdrl.encoders, jaxdrl.algorithms.adjoint_matching"
+    modules = "jaxdrl, jaxdrl.config, jaxdrl.flow.ode, jaxdrl.backbones, jaxdrl.encoders, jaxdrl.algorithms.adjoint_matching, "
+    modules += "jaxdrl.rewards, jaxdrl.training.lora"
     code = f"import sys, {modules}\nprint([name for name in {HEAVY!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"

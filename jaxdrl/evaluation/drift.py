@@ -1,16 +1,11 @@
-"""Five statistics of colour and light, by which over-optimised images drift.
+"""Five statistics of colour and light, by which over-optimised images drift: those of `rewards.image_statistics`, formulas there.
 
-Source: "Discriminator-Guided RL", arXiv 2606.19162 (evaluation protocol); Hasler and Suesstrunk (2003) for colourfulness. On RGB in [0, 1]:
-
-    brightness      mean of L,  L = .299 R + .587 G + .114 B
-    saturation      mean of (max - min) / max over the channels, 0 where max = 0
-    contrast        standard deviation of L
-    colourfulness   s + .3 m,  s^2 = var(R - G) + var(YB),  m^2 = mean(R - G)^2 + mean(YB)^2,  YB = (R + G) / 2 - B
-    whiteness       mean of min(R, G, B)
+Source: "Discriminator-Guided RL", arXiv 2606.19162 (evaluation protocol).
 """
 
-import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from jaxdrl.rewards.image_statistics import STATISTICS
 
 NAMES = ("brightness", "saturation", "contrast", "colourfulness", "whiteness")
 
@@ -24,19 +19,4 @@ def statistics(images: Float[Array, "batch h w 3"]) -> dict[str, Float[Array, " 
     Returns:
         Name -> one number an image.
     """
-    rgb = jnp.clip(0.5 * (images + 1), 0, 1)
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
-    luminance = 0.299 * red + 0.587 * green + 0.114 * blue
-    largest, smallest = rgb.max(axis=-1), rgb.min(axis=-1)
-    opposed, other = red - green, 0.5 * (red + green) - blue
-    places = (1, 2)
-    spread = jnp.sqrt(opposed.var(axis=places) + other.var(axis=places))
-    centre = jnp.sqrt(opposed.mean(axis=places) ** 2 + other.mean(axis=places) ** 2)
-    saturation = jnp.where(largest > 0, (largest - smallest) / jnp.where(largest > 0, largest, 1.0), 0.0)
-    return {
-        "brightness": luminance.mean(axis=places),
-        "saturation": saturation.mean(axis=places),
-        "contrast": luminance.std(axis=places),
-        "colourfulness": spread + 0.3 * centre,
-        "whiteness": smallest.mean(axis=places),
-    }
+    return {name: STATISTICS[name](images) for name in NAMES}
