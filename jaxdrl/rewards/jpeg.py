@@ -2,7 +2,8 @@
 
 Sources: Black et al., "Training Diffusion Models with Reinforcement Learning" (DDPO), arXiv 2305.13301: incompressibility is the size in
 kB (1000 bytes) at quality 95, compressibility its negative. Flow-GRPO's released code (flow_grpo/rewards.py) divides the latter by 500
-(`kilobytes=500.0`). The file is Pillow's: grey images have one channel, colours are subsampled 4:2:0.
+(`kilobytes=500.0`). The file is Pillow's: grey images have one channel, colours are subsampled 4:2:0. Of very small images it is
+mostly headers: handwritten digits of 8 x 8 pixels take 394 bytes, give or take 4.
 """
 
 import os

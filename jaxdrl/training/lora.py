@@ -44,7 +44,7 @@ class Settings:
     """Which layers are adapted, and how.
 
     Attributes:
-        rank: Columns of A.
+        rank: Columns of A. An adapter is smaller than its kernel only below in out / (in + out), half the width of a square one.
         alpha: Strength; A B is multiplied by alpha / rank.
         targets: Regular expressions. A linear layer whose path in the tree, such as "blocks_3/attn/qkv", contains a match of one of
             them is adapted; "" takes all. Layers of a scanned stack have their unrolled paths.
