@@ -1,14 +1,21 @@
 r"""Samplers of the probability-flow ODE on any time grid.
 
 Sources: "Discriminator-Guided RL", arXiv 2606.19162, section 5 (Heun, 50 steps, the last one Euler); Li and He, "JiT",
-arXiv 2511.13720 (the same); Zheng et al., "RAE", arXiv 2510.11690 (the shifted grid).
+arXiv 2511.13720 (the same); Zheng et al., "RAE", arXiv 2510.11690 (the shifted grid); Lu et al., "DPM-Solver++", arXiv 2211.01095
+(2M), as "DiffusionNFT", arXiv 2509.16117, samples with it.
 
 On a grid 0 = t_0 < ... < t_n = 1 with d = t_{i+1} - t_i,
 
     Euler:  x_{i+1} = x_i + d v(x_i, t_i)                                                    (1)
     Heun:   x_{i+1} = x_i + (d / 2)(v(x_i, t_i) + v(x_i + d v(x_i, t_i), t_{i+1}))           (2)
 
-with Heun's last step replaced by (1): 2 n - 1 evaluations, and none at t = 1.
+with Heun's last step replaced by (1): 2 n - 1 evaluations, and none at t = 1. With data predictions D_i = x_i + (1 - t_i) v_i and
+h_i the step of log(t / (1 - t)), which is infinite at both ends of [0, 1],
+
+    dpm2:   x_{i+1} = x_i + d (v_i + (h_i / (2 h_{i-1})) (D_i - D_{i-1}) / (1 - t_i))        (3)
+
+with the first two steps and the last one replaced by (1): second order with n evaluations. Two steps are first because h_0, the step
+from t = 0, is infinite; on a grid that starts later the first one alone is.
 """
 
 from collections.abc import Callable
@@ -18,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+METHODS = ("heun", "euler", "dpm2")
 Velocity = Callable[[Float[Array, "batch ..."], Float[Array, " batch"]], Float[Array, "batch ..."]]
 
 
@@ -68,10 +76,10 @@ def evaluations(num_steps: int, method: str) -> int:
 
     Args:
         num_steps: Steps.
-        method: "heun" or "euler".
+        method: "heun", "euler" or "dpm2".
 
     Returns:
-        2 n - 1 for Heun, n for Euler.
+        2 n - 1 for Heun, n for the others.
     """
     return 2 * num_steps - 1 if method == "heun" else num_steps
 
@@ -85,7 +93,7 @@ def integrate(
         velocity: v(x, t), guidance included.
         x: Noise, the state at grid[0].
         grid: Ascending times.
-        method: "heun" (2) or "euler" (1).
+        method: "heun" (2), "euler" (1) or "dpm2" (3).
 
     Returns:
         States at all grid points, the first being `x`.
@@ -106,7 +114,7 @@ def sample(
         velocity: v(x, t), guidance included.
         x: Noise, the state at grid[0].
         grid: Ascending times.
-        method: "heun" (2) or "euler" (1).
+        method: "heun" (2), "euler" (1) or "dpm2" (3).
 
     Returns:
         The state at the last time.
@@ -119,8 +127,8 @@ def sample(
 
 def _integrate(velocity: Velocity, x: Any, grid: Any, method: str, keep: bool) -> tuple[Any, Any]:
     """Returns the last state and, where `keep` is set, the states at grid[1] .. grid[-1]."""
-    if method not in ("heun", "euler"):
-        raise ValueError(f"method must be heun or euler, got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
 
     def slope(x, t):
         return velocity(x, jnp.full(x.shape[0], t, x.dtype))
@@ -138,9 +146,27 @@ def _integrate(velocity: Velocity, x: Any, grid: Any, method: str, keep: bool) -
         # A stacked output that nobody reads is not always removed by the compiler, so it is not made.
         return new, new if keep else None
 
+    def multistep(carry, inputs):
+        x, before = carry
+        t, after, weight = inputs
+        value = slope(x, t)
+        data = x + (1 - t) * value
+        new = x + (after - t) * (value + weight * (data - before) / (1 - t))  # (3)
+        return (new, data), new if keep else None
+
+    if method == "dpm2":
+        (last, _), states = jax.lax.scan(multistep, (x, x), (grid[:-1], grid[1:], _multistep_weights(grid)))
+        return last, states
     if method == "euler":
         return jax.lax.scan(step, x, (grid[:-1], grid[1:]))
     states: Any
     before_last, states = jax.lax.scan(step, x, (grid[:-2], grid[1:-1]))
     last = euler(before_last, grid[-2], grid[-1])
     return last, jnp.concatenate([states, last[None]]) if keep else None
+
+
+def _multistep_weights(grid: Float[Array, " points"]) -> Float[Array, " steps"]:
+    """h_i / (2 h_{i-1}) of (3), 0 where a step is of first order."""
+    h = jnp.diff(jnp.log(grid) - jnp.log1p(-grid))
+    weights = jnp.concatenate([jnp.zeros(1, h.dtype), 0.5 * h[1:] / h[:-1]])
+    return weights.at[-1].set(0.0)

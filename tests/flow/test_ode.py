@@ -11,7 +11,7 @@ from tests.flow.gaussians import gaussian_velocity
 MEAN, STD = 0.8, 0.5
 
 
-@pytest.mark.parametrize(("method", "order"), [("euler", 1.0), ("heun", 2.0)])
+@pytest.mark.parametrize(("method", "order"), [("euler", 1.0), ("heun", 2.0), ("dpm2", 2.0)])
 def test_order_of_convergence(method, order):
     with jax.enable_x64(True):
         x = jnp.linspace(-1.5, 1.5, 7, dtype=jnp.float64)[:, None]
@@ -32,7 +32,7 @@ def test_the_end_is_the_data_distribution():
     assert abs(float(end.mean()) - MEAN) < 0.01 and abs(float(end.std()) - STD) < 0.01
 
 
-@pytest.mark.parametrize("method", ["heun", "euler"])
+@pytest.mark.parametrize("method", ["heun", "euler", "dpm2"])
 def test_number_of_evaluations(method):
     """Counts calls as the network sees them: scan bodies times their length."""
     steps, calls = 6, []
@@ -46,7 +46,7 @@ def test_number_of_evaluations(method):
     assert len(calls) == ode.evaluations(steps, method) == (11 if method == "heun" else 6)
 
 
-@pytest.mark.parametrize("method", ["heun", "euler"])
+@pytest.mark.parametrize("method", ["heun", "euler", "dpm2"])
 def test_sampling_keeps_no_trajectory(method):
     x, grid = jax.random.normal(jax.random.key(0), (1000, 10)), ode.uniform_grid(50)
     sample = jax.jit(lambda x: ode.sample(gaussian_velocity(MEAN, STD), x, grid, method=method))
@@ -54,6 +54,31 @@ def test_sampling_keeps_no_trajectory(method):
         sample(x), jax.jit(lambda x: ode.integrate(gaussian_velocity(MEAN, STD), x, grid, method=method))(x)[-1]
     )
     assert sample.lower(x).compile().memory_analysis().temp_size_in_bytes < 5 * x.nbytes
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_multistep_is_dpm_solver_as_diffusion_nft_writes_it(shift):
+    """dpm_step of its solver.py, order 2: noise at sigma = 1, v = noise - data, log-SNR log((1 - sigma) / sigma)."""
+    base, grid = gaussian_velocity(MEAN, STD), ode.shifted_grid(8, shift)
+    start = np.linspace(-1.5, 1.5, 7)[:, None]
+    sigmas, sample, outputs = 1 - np.asarray(grid, np.float64), start, []
+    for i in range(8):
+        s, t = sigmas[i], sigmas[i + 1]
+        velocity = -np.asarray(base(jnp.asarray(sample), jnp.full(7, 1 - s)), np.float64)
+        outputs.append(sample - s * velocity)
+        if i in (0, 7):  # first order, DDIM
+            sample = (1 - t) * outputs[-1] + t * (sample - (1 - s) * outputs[-1]) / s
+            continue
+        with np.errstate(divide="ignore"):
+            lambda_t, lambda_s0, lambda_s1 = (np.log(1 - sigma) - np.log(sigma) for sigma in (t, s, sigmas[i - 1]))
+        h, h_0 = lambda_t - lambda_s0, lambda_s0 - lambda_s1
+        slope = (outputs[-1] - outputs[-2]) / (h_0 / h)
+        change = (1 - t) * (np.exp(-h) - 1.0)
+        sample = t / s * sample - change * outputs[-1] - 0.5 * change * slope
+    found = ode.sample(base, jnp.asarray(start, jnp.float32), grid, method="dpm2")
+    np.testing.assert_allclose(found, sample, rtol=1e-4, atol=1e-5)
+    euler = ode.sample(base, jnp.asarray(start, jnp.float32), grid, method="euler")
+    assert float(jnp.abs(found - euler).max()) > 0.01
 
 
 def test_last_heun_step_is_euler():
@@ -73,7 +98,7 @@ def test_shifted_grid_is_raes():
         ode.shifted_grid(4, 0.0)
     with pytest.raises(ValueError, match="num_steps"):
         ode.uniform_grid(0)
-    with pytest.raises(ValueError, match="heun or euler"):
+    with pytest.raises(ValueError, match="heun, euler"):
         ode.integrate(lambda x, t: x, jnp.ones((1, 1)), ode.uniform_grid(2), method="rk4")
 
 
