@@ -41,6 +41,8 @@ from jaxtyping import Array, Bool, Float, Int, Key, PyTree
 
 from jaxdrl.flow.memoryless import Schedule, lean_adjoint, rollout
 
+NEEDS = "trajectories"
+
 Velocity = Callable[..., Float[Array, "batch ..."]]
 Reward = Callable[[Float[Array, "batch ..."], Int[Array, " batch"]], Float[Array, " batch"]]
 
