@@ -153,6 +153,7 @@ def collect(
     began, before = time.monotonic(), state.done
     if state.done < stop:
         _advance(state, source, spaces, stop, batch_size, seconds, progress)
+    state.finish()  # also where the last saving was of all images, and nothing came after it
     return _gathered(state, len(source), spaces, time.monotonic() - began, state.done - before)
 
 
@@ -177,6 +178,7 @@ def _advance(state: "_State", source: ImageSource, spaces: Sequence[Space], stop
             state.add(*pending)
     if state.done != stop:
         raise UserError(f"the source ended behind image {state.done}, it should have {stop}")
+    state.finish()
     state.save()
     progress(state.done - state.start)
 
@@ -216,10 +218,12 @@ class _State:
                     raise UserError(f"{self.folder} holds another measurement ({said}); delete it or choose another folder")
                 self.done = int(kept["done"])
                 for name in self.wanted["specs"]:
-                    self.moments[name] = Moments(
-                        count=self.done - self.start, mean=kept[f"{name}/mean"], scatter=kept[f"{name}/scatter"]
-                    )
-                    self.dims[name] = len(self.moments[name].mean)
+                    self._waiting[name] = [kept[f"{name}/waiting"]]
+                    self.dims[name] = self._waiting[name][0].shape[1]
+                    if f"{name}/mean" in kept:
+                        self.moments[name] = Moments(
+                            count=int(kept[f"{name}/count"]), mean=kept[f"{name}/mean"], scatter=kept[f"{name}/scatter"]
+                        )
                 self._labels = [kept["labels"]]
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is damaged ({error}); delete {self.folder}") from error
@@ -236,29 +240,40 @@ class _State:
                 self._files[name].write(np.ascontiguousarray(rows, np.float32).tobytes())
         self._labels.append(np.asarray(labels, np.int32))
         self.done += len(labels)
-        if sum(len(rows) for rows in next(iter(self._waiting.values()))) >= _ROWS:
-            self.merge()
+        while self._num_waiting() >= _ROWS:
+            self._merge(_ROWS)
 
-    def merge(self) -> None:
+    def finish(self) -> None:
+        """Merges what is left."""
+        if self._num_waiting():
+            self._merge(self._num_waiting())
+
+    def _num_waiting(self) -> int:
+        return sum(map(len, next(iter(self._waiting.values()), [])))
+
+    def _merge(self, count: int) -> None:
+        """Always the same rows together, so that neither batches nor savings change a bit."""
         for name, rows in self._waiting.items():
-            mine = Moments.of(np.concatenate(rows))
+            together = np.concatenate(rows)
+            mine = Moments.of(together[:count])
             self.moments[name] = self.moments[name].merge(mine) if name in self.moments else mine
-        self._waiting = {}
+            self._waiting[name] = [together[count:]]
 
     @property
     def labels(self) -> np.ndarray:
         return np.concatenate(self._labels) if self._labels else np.zeros(0, np.int32)
 
     def save(self) -> None:
-        self.merge()
         if self.folder is None:
             return
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
         arrays: dict[str, Any] = {"wanted": json.dumps(self.wanted), "done": self.done, "labels": self.labels}
+        for name, rows in self._waiting.items():
+            arrays[f"{name}/waiting"] = np.concatenate(rows)
         for name, moments in self.moments.items():
-            arrays |= {f"{name}/mean": moments.mean, f"{name}/scatter": moments.scatter}
+            arrays |= {f"{name}/mean": moments.mean, f"{name}/scatter": moments.scatter, f"{name}/count": moments.count}
 
         def write(path: Path) -> None:
             with path.open("wb") as file:

@@ -1,0 +1,32 @@
+"""DiffusionNFT on handwritten digits with a reward that has no gradient: smaller JPEG files.
+
+Command:   jaxdrl run --config=configs/nft_digits.py --workdir=runs/nft
+Hardware:  2 CPU cores, 4 GB of memory.
+Data:      as drl_digits.py, and its shipped base and encoders.
+Source:    arXiv 2509.16117 (method, mixing 1); full fine-tuning, learning rate and KL weight scaled to a network of this size.
+Results:   docs/policy_gradients.md.
+
+Variants:  `:tiny` runs every stage in under a minute, for tests.
+"""
+
+import ml_collections
+
+from jaxdrl import config as jaxdrl_config
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """Returns the recipe.
+
+    Args:
+        variant: "" or "tiny".
+
+    Returns:
+        The config tree.
+    """
+    config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
+    config.posttrain.rewards = ml_collections.ConfigDict({"jpeg_compressibility": {}})
+    config.posttrain.nft.update(num_steps=10, kl_weight=0.3)
+    if variant == "tiny":
+        return jaxdrl_config.tiny(config)
+    jaxdrl_config.check_variant(variant)
+    return config

@@ -1,0 +1,433 @@
+"""Policy gradients as a method of the posttrain stage: any rewards, differentiable or not, one or many.
+
+A refresh is two halves: `roll` (samples of the old policy, decoded, and the rewards that can be traced) and `learn` (advantages, the balance
+of rewards, `epochs` passes of minibatch updates, the old policy's step). Where every reward is traced both are one compiled program;
+otherwise rewards on the host are computed between two.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxdrl import rewards as reward_functions
+from jaxdrl.algorithms import advantages, flow_grpo, nft
+from jaxdrl.algorithms.flow_matching import TimeLaw
+from jaxdrl.balancing import gradients, marble
+from jaxdrl.config import Config
+from jaxdrl.errors import UserError
+from jaxdrl.flow import path
+from jaxdrl.flow.memoryless import Schedule
+from jaxdrl.rewards.combine import Reward
+from jaxdrl.training import lora, mesh, models
+from jaxdrl.training.methods import common
+from jaxdrl.training.state import norms
+
+RULES = ("sum", "gdpo", "uniform", "marble")
+_ENERGY_SAMPLES, _ENERGY_STEPS = 64, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What `config.posttrain` says, checked.
+
+    Attributes:
+        algorithm: Of DiffusionNFT or Flow-GRPO.
+        advantages: How rewards are compared.
+        rule: One of `RULES`.
+        weights: One a reward.
+        balance: Of "marble".
+        lora: None: all weights are trained.
+        names: Labels of the rewards.
+    """
+
+    algorithm: nft.Settings | flow_grpo.Settings
+    advantages: advantages.Settings
+    rule: str
+    weights: tuple[float, ...]
+    balance: gradients.Settings
+    lora: lora.Settings | None
+    names: tuple[str, ...]
+
+
+class State(NamedTuple):
+    """What a checkpoint of this method holds.
+
+    Attributes:
+        refresh: Iterations done.
+        model: theta, theta_old, theta_ref, the EMA and the optimizer; of the adapters alone, where there are any.
+        balance: MARBLE's averages.
+    """
+
+    refresh: Int[Array, ""]
+    model: nft.State
+    balance: gradients.State
+
+
+class Rolled(NamedTuple):
+    """The first half's result.
+
+    Attributes:
+        buffer: Samples of the old policy.
+        groups: The group of each.
+        images: Decoded, in [-1, 1].
+        rewards: [batch, K], NaN where a reward does not apply or is still to be computed on the host.
+        metrics: Of the rollout.
+    """
+
+    buffer: nft.Buffer | flow_grpo.Buffer
+    groups: Int[Array, " batch"]
+    images: Float[Array, "batch h w c"]
+    rewards: Float[Array, "batch k"]
+    metrics: dict[str, Float[Array, ""]]
+
+
+def settings_from(config: Config) -> Settings:
+    """Reads `config.posttrain`.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        The settings.
+
+    Raises:
+        UserError: If a value is unknown or out of range, or sizes do not fit.
+    """
+    options, named = config.posttrain, dict(config.posttrain.rewards)
+    common.check_sizes(options)
+    if options.buffer_size % options.group_size:
+        raise UserError(
+            f"config.posttrain.buffer_size ({options.buffer_size}) must be a multiple of group_size ({options.group_size})"
+        )
+    if options.batch_size % options.micro_batches:
+        raise UserError(
+            f"config.posttrain.batch_size ({options.batch_size}) must be a multiple of micro_batches ({options.micro_batches})"
+        )
+    balance, weights = options.balance, tuple(float(weight) for weight in options.balance.weights) or (1.0,) * len(named)
+    if balance.rule not in RULES:
+        raise UserError(f"config.posttrain.balance.rule: {balance.rule!r} must be one of {', '.join(RULES)}")
+    if not named or len(weights) != len(named):
+        raise UserError(f"config.posttrain.balance.weights: {len(weights)} weights for {len(named)} rewards")
+    _rewards(config, None, None)  # refuses unknown names before anything is computed
+    try:
+        algorithm = _nft(options.nft) if options.algorithm == "nft" else _flow_grpo(options.flow_grpo)
+        limit = algorithm.advantage_limit
+        program = marble.Settings(solve_every=balance.solve_every, decay=balance.decay, advantage_limit=limit)
+        return Settings(
+            algorithm=algorithm,
+            advantages=advantages.Settings(**options.advantages),
+            rule=balance.rule,
+            weights=weights,
+            balance=gradients.Settings(
+                gram=balance.gram,
+                program=program,
+                layers=tuple(balance.layers),
+                average=balance.average,
+                micro_batches=options.micro_batches,
+            ),
+            lora=_lora(options.lora),
+            names=tuple(named),
+        )
+    except ValueError as error:
+        raise UserError(f"config.posttrain: {error}") from error
+
+
+def _nft(options: Any) -> nft.Settings:
+    if options.old_policy not in nft.PRESETS:
+        raise UserError(f"config.posttrain.nft.old_policy: {options.old_policy!r} must be one of {', '.join(nft.PRESETS)}")
+    if options.times not in ("sampler", "uniform"):
+        raise UserError(f"config.posttrain.nft.times: {options.times!r} must be sampler or uniform")
+    same = ("mixing", "kl_weight", "advantage_limit", "loss_scale", "weighting", "num_steps", "method")
+    return nft.Settings(
+        **{key: options[key] for key in same},
+        times=TimeLaw() if options.times == "uniform" else None,
+        times_per_sample=options.times_per_sample or None,
+        old_policy=nft.PRESETS[options.old_policy],
+    )
+
+
+def _flow_grpo(options: Any) -> flow_grpo.Settings:
+    if options.sde not in ("flow", "memoryless"):
+        raise UserError(f"config.posttrain.flow_grpo.sde: {options.sde!r} must be flow or memoryless")
+    same = (
+        "num_steps",
+        "noise_level",
+        "window",
+        "clip_range",
+        "advantage_limit",
+        "kl_weight",
+        "kl_form",
+        "reduction",
+        "drop_zero",
+    )
+    schedule = Schedule(num_steps=options.num_steps, integrator=options.integrator) if options.sde == "memoryless" else None
+    return flow_grpo.Settings(**{key: options[key] for key in same}, memoryless=schedule)
+
+
+def _lora(options: Any) -> lora.Settings | None:
+    if not options.rank:
+        return None
+    return lora.Settings(rank=options.rank, alpha=options.alpha, targets=tuple(options.targets))
+
+
+def initial_state(config: Config, base: PyTree) -> State:
+    """The state before the first refresh: every policy is the base.
+
+    Args:
+        config: A run's config.
+        base: The base's parameters.
+
+    Returns:
+        A `State` with buffers of its own, so that it can be donated.
+    """
+    settings, (optimizer, _) = settings_from(config), common.optimizer(config)
+    trained = base if settings.lora is None else lora.init(base, settings.lora, jax.random.key(config.seed))
+    return State(jnp.zeros((), jnp.int32), nft.create(trained, optimizer), gradients.initial(len(settings.names)))
+
+
+def trained(config: Config, current: State) -> PyTree:
+    """What becomes the tuned model: the EMA, of the adapters where there are any.
+
+    Args:
+        config: A run's config.
+        current: The state.
+
+    Returns:
+        A tree of the state, not a copy.
+    """
+    del config
+    return current.model.ema
+
+
+def weights(config: Config, tree: PyTree, frozen: common.Frozen) -> PyTree:
+    """The tuned model.
+
+    Args:
+        config: A run's config.
+        tree: From `trained`; adapters are merged into the base.
+        frozen: With the base.
+
+    Returns:
+        Parameters of the generator.
+    """
+    return _merged(settings_from(config), frozen, tree)
+
+
+def gradient_steps(current: State) -> int:
+    """How many gradient steps were taken.
+
+    Args:
+        current: The state.
+
+    Returns:
+        A number.
+    """
+    return int(current.model.step)
+
+
+def _merged(settings: Settings, frozen: common.Frozen, trained: PyTree) -> PyTree:
+    return trained if settings.lora is None else lora.merge(frozen.base, trained, settings.lora)
+
+
+def _rewards(config: Config, encoder: PyTree | None, head: PyTree | None) -> list[Reward]:
+    """The rewards of the config; the discriminator's logit is given its weights."""
+    found = []
+    for label, given in dict(config.posttrain.rewards).items():
+        fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
+        name = fields.pop("name", label)
+        if name == "discriminator":
+            encode = models.features(config, "reward")
+            fields |= {"params": head, "features": lambda images, encode=encode: encode(encoder, images)}
+        try:
+            found.append(reward_functions.create(name, label=label, **fields))
+        except UserError as error:
+            raise UserError(f"config.posttrain.rewards.{label}: {error}") from error
+    return found
+
+
+def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh) -> Callable[..., Any]:
+    """Builds the step: (state, frozen, key) -> (state, metrics).
+
+    Args:
+        config: A run's config.
+        settings: From `settings_from`.
+        devices: The mesh; the batch is sharded over its data and fsdp axes.
+
+    Returns:
+        The function; the state is donated. It is one compiled program where all rewards are traced.
+    """
+    halves = _Halves(config, settings, devices)
+    hosts = [reward for reward in _rewards(config, None, None) if not reward.traced]
+    if not hosts:
+
+        def step(current: State, frozen: common.Frozen, key):
+            return halves.learn(current, frozen, halves.roll(current, frozen, key), key)
+
+        return jax.jit(step, donate_argnums=0)
+    roll, learn = jax.jit(halves.roll), jax.jit(halves.learn, donate_argnums=0)
+
+    def in_two(current: State, frozen: common.Frozen, key):
+        rolled = roll(current, frozen, key)
+        images, labels = np.asarray(rolled.images), np.asarray(rolled.buffer.labels)
+        values = np.array(rolled.rewards)
+        for reward in hosts:
+            values[:, settings.names.index(reward.name)] = reward(images, labels)
+        return learn(current, frozen, rolled._replace(rewards=jnp.asarray(values)), key)
+
+    return in_two
+
+
+@dataclass(frozen=True)
+class _Halves:
+    """The two pure halves of a refresh."""
+
+    config: Config
+    settings: Settings
+    devices: jax.sharding.Mesh
+
+    def _velocity(self, frozen: common.Frozen):
+        network = models.backbone(self.config)
+        return lambda trained, x, t, y: network.velocity(_merged(self.settings, frozen, trained), x, t, y)
+
+    def roll(self, current: State, frozen: common.Frozen, key) -> Rolled:
+        """Samples groups of one condition each, and scores them."""
+        options, network = self.config.posttrain, models.backbone(self.config)
+        tokenizer = models.tokenizer(self.config)
+        noise_key, label_key, seed_key, _ = jax.random.split(jax.random.fold_in(key, current.refresh), 4)
+        noise = jax.random.normal(noise_key, (options.buffer_size, *network.sample_shape), jnp.float32)
+        groups = jnp.arange(options.buffer_size, dtype=jnp.int32) // options.group_size
+        conditions = _conditions(label_key, options.buffer_size // options.group_size, network.num_classes)
+        labels = conditions[groups]
+        noise, labels, groups = mesh.constrain_batch((noise, labels, groups), self.devices)
+        chosen = _rewards(self.config, frozen.encoder, frozen.head)
+        # Merged once, not at every step of the sampler.
+        policy = _merged(self.settings, frozen, current.model.old)
+
+        def collect(part):
+            noise, labels, key = part
+            buffer, metrics = _collect(network.velocity, policy, noise, labels, key, self.settings.algorithm)
+            images = tokenizer.decode(frozen.tokenizer, buffer.samples)
+            missing = jnp.full(len(labels), jnp.nan)
+            scored = [reward(images, labels) if reward.traced else missing for reward in chosen]
+            return (buffer, images, jnp.stack(scored, axis=1)), metrics
+
+        (buffer, images, rewards), metrics = common.in_chunks(collect, noise, labels, seed_key, options.rollout_batch)
+        return Rolled(buffer, groups, images, rewards, metrics)
+
+    def learn(self, current: State, frozen: common.Frozen, rolled: Rolled, key):
+        """Updates the model on what was rolled out."""
+        options, settings = self.config.posttrain, self.settings
+        *_, update_key = jax.random.split(jax.random.fold_in(key, current.refresh), 4)
+        batches = options.buffer_size // options.batch_size
+        advantage, metrics = self._advantages(rolled)
+        buffer = rolled.buffer._replace(advantages=advantage)
+
+        def epoch(carry, key):
+            order_key, step_key = jax.random.split(key)
+            # What does not fill a batch is left out, other samples in each epoch.
+            order = jax.random.permutation(order_key, options.buffer_size)[: batches * options.batch_size]
+
+            def minibatch(carry, inputs):
+                index, key = inputs
+                batch = mesh.constrain_batch(jax.tree.map(lambda values: values[index], buffer), self.devices)
+                return self._update(carry, frozen, batch, key)
+
+            return jax.lax.scan(minibatch, carry, (order.reshape(batches, -1), jax.random.split(step_key, batches)))
+
+        (model, balance), measured = jax.lax.scan(
+            epoch, (current.model, current.balance), jax.random.split(update_key, options.epochs)
+        )
+        measured = jax.tree.map(lambda values: values.mean(axis=(0, 1)), measured)
+        if isinstance(settings.algorithm, nft.Settings):
+            model = nft.update_old(model, settings.algorithm)
+        else:
+            model = model._replace(old=model.params)  # the policy that samples is the one that is trained
+        metrics |= rolled.metrics | {"control_energy": self._energy(model, frozen, rolled.buffer, update_key)}
+        return State(current.refresh + 1, model, balance), metrics | self._named(measured)
+
+    def _advantages(self, rolled: Rolled):
+        """[batch, K], or [batch, 1] where rewards or advantages are summed up; and metrics by reward."""
+        settings, num_groups = self.settings, self.config.posttrain.buffer_size // self.config.posttrain.group_size
+        values = rolled.rewards.T
+        found, measured = advantages.group_advantages(values, rolled.groups, num_groups, settings.advantages)
+        metrics = {f"{metric}/{name}": part[i] for metric, part in measured.items() for i, name in enumerate(settings.names)}
+        scale = jnp.asarray(settings.weights)[:, None]
+        # A reward that does not apply to a sample adds nothing to its sum.
+        total = jnp.where(jnp.isnan(values), 0.0, scale * values).sum(axis=0)
+        metrics |= {"reward_mean": total.mean(), "reward_std": total.std(), "sample_spread": _spread(rolled, num_groups)}
+        if settings.rule == "sum":
+            found = advantages.group_advantages(total, rolled.groups, num_groups, settings.advantages)[0][None]
+        elif settings.rule == "gdpo":
+            total = jnp.where(jnp.isnan(found), 0.0, scale * found).sum(axis=0)
+            found = (total / (total.std() + settings.advantages.epsilon))[None]
+        return found.T, metrics
+
+    def _update(self, carry, frozen: common.Frozen, batch: Any, key):
+        model, balance = carry
+        settings, (optimizer, _) = self.settings, common.optimizer(self.config)
+        velocity = self._velocity(frozen)
+
+        def losses(trained, part):
+            if isinstance(settings.algorithm, nft.Settings):
+                return nft.loss(velocity, trained, model.old, model.reference, part, key, settings.algorithm)
+            return flow_grpo.loss(velocity, trained, model.reference, part, settings.algorithm)
+
+        if settings.rule == "marble":
+            grads, balance, metrics = gradients.balanced(losses, model.params, batch, balance, model.step, settings.balance)
+        else:
+            num = batch.advantages.shape[1]
+            shares = jnp.append(jnp.full(num, 1 / num), 1.0)
+            grads, metrics = gradients.combined(losses, model.params, batch, shares, settings.balance.micro_batches)
+        schedule = settings.algorithm if isinstance(settings.algorithm, nft.Settings) else nft.Settings()
+        updated = nft.apply_gradients(model, grads, optimizer, schedule)
+        return (updated, balance), metrics | norms(model.params, updated.params, grads)
+
+    def _energy(self, model: nft.State, frozen: common.Frozen, buffer: Any, key) -> Float[Array, ""]:
+        """KL(p_theta | p_base) in nats as the control energy of the memoryless SDE, on noised samples of the old policy."""
+        schedule, velocity = Schedule(num_steps=_ENERGY_STEPS), self._velocity(frozen)
+        samples, labels = buffer.samples[:_ENERGY_SAMPLES], buffer.labels[:_ENERGY_SAMPLES]
+        noise = jax.random.normal(key, samples.shape)
+
+        def at(inputs):
+            t, gain = inputs
+            times = jnp.full(len(samples), t)
+            x = path.interpolate(samples, noise, times)
+            difference = velocity(model.params, x, times, labels) - velocity(model.reference, x, times, labels)
+            return 0.5 * schedule.step_size * (4 / gain**2) * jnp.sum(difference**2, axis=tuple(range(1, x.ndim))).mean()
+
+        grid = jnp.asarray(schedule.times[:-1], jnp.float32), jnp.asarray(schedule.gain, jnp.float32)
+        return jax.lax.map(at, grid).sum()
+
+    def _named(self, measured: dict[str, Any]) -> dict[str, Any]:
+        """Vectors over rewards as one number a reward."""
+        named = {}
+        for metric, values in measured.items():
+            if values.ndim:
+                named |= {f"{metric}/{name}": values[i] for i, name in enumerate(self.settings.names)}
+            else:
+                named[metric] = values
+        return named
+
+
+def _collect(velocity, params, noise, labels, key, settings: nft.Settings | flow_grpo.Settings):
+    module: Any = nft if isinstance(settings, nft.Settings) else flow_grpo
+    return module.collect(velocity, params, noise, labels, key, settings)
+
+
+def _conditions(key, num_groups: int, num_classes: int) -> Int[Array, " groups"]:
+    """Every class equally often, in an order of this refresh's own."""
+    rounds = -(-num_groups // num_classes)
+    drawn = jax.vmap(lambda key: jax.random.permutation(key, num_classes))(jax.random.split(key, rounds))
+    return drawn.reshape(-1)[:num_groups].astype(jnp.int32)
+
+
+def _spread(rolled: Rolled, num_groups: int) -> Float[Array, ""]:
+    """How samples of one condition differ: the standard deviation of a pixel over its group, root mean square over pixels."""
+    flat = rolled.images.reshape(len(rolled.images), -1)
+    means = jax.ops.segment_sum(flat, rolled.groups, num_groups) * (num_groups / len(flat))
+    return jnp.sqrt(jnp.mean((flat - means[rolled.groups]) ** 2))
