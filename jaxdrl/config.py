@@ -61,6 +61,8 @@ def tiny(config: Config) -> Config:
     config.posttrain.update(
         num_timesteps=5, buffer_size=20, rollout_batch=10, batch_size=10, refreshes=3, epochs=2, warmup_steps=2
     )
+    config.posttrain.group_size = 5
+    config.posttrain.nft.num_steps = config.posttrain.flow_grpo.num_steps = 4
     config.evaluate.update(num_samples=100, sampling_steps=4, batch_size=50, tilt_pool=2, guidance_samples=60)
     config.evaluate.update(guidance_scales=(1.5,), guidance_intervals=((0.0, 1.0),), bootstrap=4)
     config.evaluate.update(kernel_subsets=4, kernel_subset_size=30)
@@ -91,6 +93,24 @@ def small(config: Config) -> Config:
     )
     config.posttrain.update(grad_clip=1.0, ema_decay=0.99, rollout_batch=128)
     config.evaluate.update(num_samples=3000, batch_size=250, tilt_pool=3, guidance_samples=1000)
+    return config
+
+
+def policy_gradient(config: Config, algorithm: str) -> Config:
+    """The sizes of a policy gradient on the digits: the base of `configs/drl_digits.py`, whose files are in the package.
+
+    Args:
+        config: A recipe; changed in place.
+        algorithm: "nft" or "flow_grpo".
+
+    Returns:
+        The same config.
+    """
+    config = small(config)
+    config.name, config.data.name, config.pretrain.steps = "drl_digits", "digits", 150000
+    config.posttrain.update(algorithm=algorithm, refreshes=60, epochs=1, buffer_size=480, batch_size=240, group_size=24)
+    config.posttrain.update(rollout_batch=0, learning_rate=3e-4, warmup_steps=5, decay="constant")
+    config.evaluate.update(controls=False, best_guidance=False)
     return config
 
 
@@ -299,8 +319,8 @@ def _discriminator() -> Config:
 def _posttrain() -> Config:
     return ml_collections.ConfigDict(
         {
-            "algorithm": "adjoint_matching",
-            "reward_scale": 10.0,  # lambda
+            "algorithm": "adjoint_matching",  # adjoint_matching | nft | flow_grpo
+            "reward_scale": 10.0,  # lambda; policy gradients normalise their rewards and have kl_weight instead
             "num_timesteps": 100,  # K
             "integrator": "local_linear",  # local_linear | euler_maruyama
             "time_offset": -1.0,  # delta of the memoryless SDE; negative: the paper's, 1/K
@@ -323,6 +343,77 @@ def _posttrain() -> Config:
             "decay": "constant",  # constant | linear | cosine, over all gradient steps
             "grad_clip": 0.0,  # global norm; 0: none
             "ema_decay": 0.0,  # of the tuned weights, a gradient step; 0: none
+            # What follows is read by the policy gradients, nft and flow_grpo.
+            "rewards": {
+                "discriminator": {}
+            },  # label -> fields of `rewards.create`: name (default: the label), scale, classes ...
+            "group_size": 24,  # samples of one condition, whose rewards are compared
+            "micro_batches": 1,  # parts in which a minibatch's gradient is summed up
+            "advantages": {"spread": "global", "epsilon": 1e-4},  # global | group, see algorithms/advantages.py
+            "balance": _balance(),
+            "nft": _nft(),
+            "flow_grpo": _flow_grpo(),
+            "lora": {"rank": 0, "alpha": 64.0, "targets": ("attn/qkv$", "attn/proj$")},  # rank 0: all weights are trained
+            "guard": _guard(),
+        }
+    )
+
+
+def _balance() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "rule": "sum",  # sum of rewards | gdpo: of advantages | uniform: of losses | marble: arXiv 2605.06507
+            "weights": (),  # of the rewards, for sum and gdpo; empty: ones
+            "gram": "amortised",  # marble: exact | amortised | sketch, see balancing/gradients.py
+            "solve_every": 10,  # N of amortised
+            "decay": 0.7,  # rho of the amortised weights
+            "average": 0.7,  # rho of the sketched Gram matrix
+            "layers": ("final_layer",),  # regular expressions: the parameters that a sketch looks at
+        }
+    )
+
+
+def _nft() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "mixing": 1.0,  # beta
+            "kl_weight": 1e-4,
+            "advantage_limit": 5.0,
+            "loss_scale": "code",  # code | paper
+            "weighting": "adaptive",  # adaptive | uniform
+            "num_steps": 10,  # of the sampler
+            "method": "heun",
+            "times": "sampler",  # sampler: its own times | uniform: fresh ones
+            "times_per_sample": 0,  # 0: int(0.99 num_steps) of the sampler's, 1 of fresh ones
+            "old_policy": "default",  # on_policy | default | slow | marble: schedules of algorithms/nft.py
+        }
+    )
+
+
+def _flow_grpo() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "sde": "flow",  # flow: the paper's, of noise_level | memoryless: Adjoint Matching's, with integrator
+            "noise_level": 0.7,
+            "integrator": "local_linear",  # of the memoryless SDE: local_linear | euler_maruyama
+            "num_steps": 10,
+            "window": 0,  # noisy and trained steps of a rollout; 0: all
+            "clip_range": 1e-4,
+            "advantage_limit": 5.0,
+            "kl_weight": 0.004,
+            "kl_form": "paper",  # paper | code
+            "reduction": "mean",  # of log-probabilities over dimensions: mean | sum
+            "drop_zero": True,
+        }
+    )
+
+
+def _guard() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "spread": 0.25,  # stop where samples of a condition differ by less than this share of what the base's do; 0: never
+            "energy": 0.0,  # stop where the tuned model is more than so many nats from the base; 0: never
+            "patience": 3,  # refreshes in a row
         }
     )
 

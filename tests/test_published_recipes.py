@@ -15,9 +15,10 @@ from jaxdrl.errors import UserError
 from jaxdrl.stored_config import get_config
 from jaxdrl.training import generation, loading, mesh, models
 from jaxdrl.training.context import Run
+from jaxdrl.training.methods import adjoint
 from jaxdrl.training.metrics import MetricWriter
 from jaxdrl.training.stages import encoders as encoders_stage
-from jaxdrl.training.stages import posttrain, pretrain
+from jaxdrl.training.stages import pretrain
 from jaxdrl.weights import files, from_torch, model_directory
 
 ROOT = Path(__file__).parent.parent
@@ -97,7 +98,7 @@ def test_full_recipes_have_the_papers_settings():
             "jit_h": (3072, "sum"),
             "rae_xl": (3072, "mean"),
         }[recipe]
-        posttrain.settings_from(config)
+        adjoint.settings_from(config)
         generation.solver(config, config.evaluate.sampling_steps)
 
 

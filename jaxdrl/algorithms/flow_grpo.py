@@ -241,7 +241,7 @@ def collect(
 def loss(
     velocity: Velocity, params: PyTree, reference_params: PyTree, batch: Buffer, settings: Settings
 ) -> tuple[Float[Array, "*k"], tuple[Float[Array, "*k"], dict[str, tuple[Float[Array, ""], Float[Array, ""]]]]]:
-    """The loss (5) as a sum and its weight, for `training.accumulation`.
+    """The loss (5) as a sum and its weight, for `balancing.accumulation`.
 
     A trajectory that is not finite, or whose advantages are all NaN (or 0, with `drop_zero`), counts nowhere.
 

@@ -326,7 +326,7 @@ def loss(
     key: Key[Array, ""],
     settings: Settings,
 ) -> tuple[Float[Array, "*k"], tuple[Float[Array, "*k"], dict[str, tuple[Float[Array, ""], Float[Array, ""]]]]]:
-    """The loss (5) as a sum and its weight, for `training.accumulation`.
+    """The loss (5) as a sum and its weight, for `balancing.accumulation`.
 
     A sample that is not finite, or whose advantages are all NaN, counts nowhere.
 

@@ -88,10 +88,30 @@ def posttrain_flops(config: Config) -> float:
         Floating-point operations.
     """
     settings = config.posttrain
+    if settings.algorithm != "adjoint_matching":
+        return _policy_flops(config)
     subset = math.ceil(settings.timestep_fraction * settings.num_timesteps)
     per_trajectory = settings.num_timesteps + (2 * settings.num_timesteps + 1) + 3 * settings.epochs * subset
     trajectories = settings.refreshes * settings.buffer_size
     return trajectories * (per_trajectory * generator_flops(config) + 2 * (encoder_flops(config) + decoder_flops(config)))
+
+
+def _policy_flops(config: Config) -> float:
+    """Rollouts, rewards and updates of a policy gradient; a full MARBLE solve's further backward passes are not counted."""
+    settings = config.posttrain
+    if settings.algorithm == "nft":
+        rollout, trained, others = (
+            ode.evaluations(settings.nft.num_steps, settings.nft.method),
+            max(1, settings.nft.num_steps - 1),
+            2,
+        )
+        trained = settings.nft.times_per_sample or (1 if settings.nft.times == "uniform" else trained)
+    else:
+        steps = settings.flow_grpo.num_steps
+        rollout, trained, others = steps, settings.flow_grpo.window or max(1, steps - 1), 1
+    per_sample = rollout + (3 + others) * settings.epochs * trained
+    samples = settings.refreshes * settings.buffer_size
+    return samples * (per_sample * generator_flops(config) + encoder_flops(config) + decoder_flops(config))
 
 
 def discriminator_flops(config: Config, steps: int, fakes: int, encoded: int) -> float:

@@ -14,9 +14,9 @@ import scipy.stats
 from jaxdrl import algorithms
 from jaxdrl.algorithms import flow_grpo as fg
 from jaxdrl.algorithms.advantages import group_advantages
+from jaxdrl.balancing.accumulation import accumulate
 from jaxdrl.flow import ode
 from jaxdrl.flow.memoryless import Schedule
-from jaxdrl.training.accumulation import accumulate
 from tests.flow.gaussians import gaussian_velocity
 
 KEY = jax.random.key(0)

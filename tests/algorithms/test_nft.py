@@ -12,7 +12,7 @@ from jaxdrl.algorithms import nft
 from jaxdrl.algorithms.advantages import group_advantages
 from jaxdrl.algorithms.flow_matching import TimeLaw
 from jaxdrl.balancing import marble
-from jaxdrl.training.accumulation import accumulate
+from jaxdrl.balancing.accumulation import accumulate
 from tests.flow.gaussians import gaussian_velocity
 
 KEY = jax.random.key(0)

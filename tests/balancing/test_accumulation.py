@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdrl.training.accumulation import accumulate
+from jaxdrl.balancing.accumulation import accumulate
 
 
 def _loss(params, batch):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxdrl.training import mesh, models, state
-from jaxdrl.training.stages import posttrain
+from jaxdrl.training.methods import adjoint, common
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -33,9 +33,9 @@ def main():
     head = discriminator.init(jax.random.key(3), 16, 10, width=8)
     head = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(jax.random.key(4), p.shape), head)
     with jax.default_matmul_precision("highest"), jax.set_mesh(devices):
-        step = posttrain.compile_step(config, posttrain.settings_from(config), devices)
-        current = mesh.place(posttrain.initial_state(config, base), devices)
-        frozen = mesh.place(posttrain.Frozen(base, {}, encoder, head), devices)
+        step = adjoint.compile_step(config, adjoint.settings_from(config), devices)
+        current = mesh.place(adjoint.initial_state(config, base), devices)
+        frozen = mesh.place(common.Frozen(base, {}, encoder, head), devices)
         sharded = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(current))
         for _ in range(2):
             current, metrics = step(current, frozen, jax.random.key(5))

@@ -11,10 +11,11 @@ import ml_collections
 import pytest
 
 from jaxdrl.errors import UserError
-from jaxdrl.training import loading, mesh, models
+from jaxdrl.training import loading, mesh, methods, models
 from jaxdrl.training.context import Run
+from jaxdrl.training.methods import adjoint
 from jaxdrl.training.metrics import MetricWriter
-from jaxdrl.training.stages import posttrain, pretrain
+from jaxdrl.training.stages import pretrain
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -59,10 +60,10 @@ def test_backbones_that_do_not_exist_are_told(config, changes, said):
 
 
 def test_offsets_of_the_sde_come_from_the_config(config):
-    schedule = posttrain.settings_from(config).schedule
+    schedule = adjoint.settings_from(config).schedule
     assert (schedule.time_offset, schedule.noise_offset, schedule.gain_eps) == (0.01, 0.0, None)
     config.posttrain.update(time_offset=-1.0, noise_offset=-1.0, gain_eps=0.0, integrator="euler_maruyama")
-    schedule = posttrain.settings_from(config).schedule
+    schedule = adjoint.settings_from(config).schedule
     assert (schedule.time_offset, schedule.noise_offset, schedule.gain_eps) == (None, None, 0.0)
     assert schedule.integrator == "euler_maruyama"
 
@@ -81,7 +82,7 @@ def test_offsets_of_the_sde_come_from_the_config(config):
 def test_settings_out_of_range_are_told(config, changes, said):
     config.posttrain.update(changes)
     with pytest.raises(UserError, match=rf"config\.posttrain.*{said}"):
-        posttrain.settings_from(config)
+        methods.of(config).settings_from(config)
 
 
 class _Asked(Exception):
