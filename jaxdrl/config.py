@@ -368,7 +368,7 @@ def _balance() -> Config:
             "solve_every": 10,  # N of amortised
             "decay": 0.7,  # rho of the amortised weights
             "average": 0.7,  # rho of the sketched Gram matrix
-            "layers": ("final_layer",),  # regular expressions: the parameters that a sketch looks at
+            "layers": ("^final_",),  # regular expressions: the parameters that a sketch looks at
         }
     )
 

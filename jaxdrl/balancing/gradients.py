@@ -44,7 +44,7 @@ class Settings:
 
     gram: str = "amortised"
     program: marble.Settings = field(default_factory=marble.Settings)
-    layers: tuple[str, ...] = (r"final_layer",)
+    layers: tuple[str, ...] = ("^final_",)
     average: float = 0.7
     micro_batches: int = 1
 

@@ -61,9 +61,9 @@ def _distance(one, two):
 
 @pytest.mark.parametrize("algorithm", ["nft", "flow_grpo"])
 def test_a_refresh_moves_the_policy_and_nothing_else(frozen, algorithm):
-    config = _config(algorithm)
+    config = _config(algorithm, batch_size=20)  # one gradient step a refresh
     current, (metrics, second) = _steps(config, frozen, 2)
-    assert int(current.refresh) == 2 and methods.of(config).gradient_steps(current) == 4
+    assert int(current.refresh) == 2 and methods.of(config).gradient_steps(current) == 2
     assert _distance(current.model.reference, frozen.base) == 0
     assert _distance(current.model.params, frozen.base) > 1e-4
     assert _distance(methods.of(config).trained(config, current), current.model.params) > 0  # the EMA lags behind
@@ -71,19 +71,21 @@ def test_a_refresh_moves_the_policy_and_nothing_else(frozen, algorithm):
     assert metrics["control_energy"] > 0 and 0 < metrics["sample_spread"] < 1
     assert second["kl"] > 0
     if algorithm == "flow_grpo":
-        one, (first,) = _steps(_config(algorithm, batch_size=20), frozen)
-        assert first["ratio_deviation"] < 1e-6  # one gradient step a refresh: before it the policy is the one that sampled
-        assert metrics["ratio_deviation"] > first["ratio_deviation"]
-        assert _distance(one.model.old, one.model.params) == 0
+        assert (
+            metrics["ratio_deviation"] < 1e-6 and second["ratio_deviation"] < 1e-6
+        )  # before it the policy is the one that sampled
+        assert _distance(current.model.old, current.model.params) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["nft", "flow_grpo"])
 def test_micro_batches_and_chunks_change_no_number(frozen, algorithm):
     plain, _ = _steps(_config(algorithm, rollout_batch=0), frozen)
     split, _ = _steps(_config(algorithm, rollout_batch=0, micro_batches=5), frozen)
-    assert _distance(plain.model.params, split.model.params) < 1e-6
+    assert _distance(plain.model.params, split.model.params) < 2e-5  # Adam's first steps are signs: 2 % of one
 
 
+@pytest.mark.slow
 def test_rewards_on_the_host_are_traced_ones_in_two_programs(frozen, monkeypatch):
     """The same reward declared as a host one gives the same step."""
     traced, (one,) = _steps(_config(), frozen)
@@ -97,42 +99,36 @@ def test_rewards_on_the_host_are_traced_ones_in_two_programs(frozen, monkeypatch
 
     monkeypatch.setattr(policy.reward_functions, "create", on_host)
     hosted, (two,) = _steps(_config(), frozen)
-    assert _distance(traced.model.params, hosted.model.params) < 1e-6
+    assert _distance(traced.model.params, hosted.model.params) < 2e-5
     assert one["reward_mean"] == pytest.approx(two["reward_mean"], abs=1e-6)
 
 
-def test_jpeg_sizes_reach_the_update(frozen):
-    config = _config(rewards=ml_collections.ConfigDict({"jpeg_compressibility": {}, "symmetry": {}}))
-    _, (metrics,) = _steps(config, frozen)
-    assert metrics["reward_mean/jpeg_compressibility"] < -0.3 and metrics["reward_spread/jpeg_compressibility"] > 0
+_SLOW = [pytest.param(rule, marks=pytest.mark.slow) for rule in ("sum", "gdpo", "uniform", "exact", "amortised")]
 
 
-@pytest.mark.parametrize("rule", ["sum", "gdpo", "uniform", "exact", "amortised", "sketch"])
+@pytest.mark.parametrize("rule", ["sketch", *_SLOW])
 def test_five_rewards_in_every_balance(frozen, rule):
     config = _recipe("marble_digits")
+    config.posttrain.rewards.symmetry.classes = (0, 1, 2)  # for the others it does not count
     gram = rule if rule in ("exact", "amortised", "sketch") else "amortised"
     config.posttrain.balance.update(rule="marble" if gram == rule else rule, gram=gram)
     current, (metrics,) = _steps(config, frozen)
     names = list(dict(config.posttrain.rewards))
     assert all(f"reward_mean/{name}" in metrics for name in names)
     assert _distance(current.model.params, frozen.base) > 1e-5
+    assert metrics["missing_share/symmetry"] > 0.3 and metrics["missing_share/sharpness"] == pytest.approx(0, abs=1e-6)
     if rule in ("exact", "amortised", "sketch"):
         alpha = np.array([metrics[f"alpha/{name}"] for name in names])
         assert alpha.sum() == pytest.approx(1, abs=1e-5) and (alpha >= 0).all()
         assert all(-1 <= metrics[f"cosine/{name}"] <= 1 for name in names)
 
 
-def test_a_reward_for_some_classes_counts_for_them_alone(frozen):
-    config = _config(rewards=ml_collections.ConfigDict({"brightness": {}, "symmetry": {"classes": (0, 1, 2)}}))
-    config.posttrain.balance.update(rule="marble", gram="exact")
-    _, (metrics,) = _steps(config, frozen)
-    assert metrics["missing_share/symmetry"] > 0 and metrics["missing_share/brightness"] == 0
-
-
 def test_adapters_are_trained_alone_and_merged_at_the_end(frozen):
-    config = _config()
+    """With a reward on the host, between two programs."""
+    config = _config(rewards=ml_collections.ConfigDict({"jpeg_compressibility": {}, "symmetry": {}}))
     config.posttrain.lora.update(rank=2, alpha=4.0)
-    current, _ = _steps(config, frozen, 2)
+    current, (metrics, _) = _steps(config, frozen, 2)
+    assert metrics["reward_mean/jpeg_compressibility"] < -0.3 and metrics["reward_spread/jpeg_compressibility"] > 0
     assert sum(leaf.size for leaf in jax.tree.leaves(current.model.params)) < 2000
     merged = policy.weights(config, policy.trained(config, current), frozen)
     assert jax.tree.structure(merged) == jax.tree.structure(frozen.base)

@@ -184,9 +184,17 @@ def initial_state(config: Config, base: PyTree) -> State:
 
     Returns:
         A `State` with buffers of its own, so that it can be donated.
+
+    Raises:
+        UserError: If a sketch would look at no parameter.
     """
     settings, (optimizer, _) = settings_from(config), common.optimizer(config)
     trained = base if settings.lora is None else lora.init(base, settings.lora, jax.random.key(config.seed))
+    if settings.rule == "marble" and settings.balance.gram == "sketch":
+        try:
+            gradients.matching(trained, settings.balance.layers)
+        except ValueError as error:
+            raise UserError(f"config.posttrain.balance.layers: {error}") from error
     return State(jnp.zeros((), jnp.int32), nft.create(trained, optimizer), gradients.initial(len(settings.names)))
 
 
