@@ -147,7 +147,21 @@ def _wait_for_checkpoint(stage, process):
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("recipe", ["drl_patches", "drl_cifar10", "drl_patches32", "drl_imagenet64"])
+RECIPES = ["drl_patches", "drl_cifar10", "drl_patches32", "drl_imagenet64"]
+POLICY_GRADIENTS = ["nft_digits", "grpo_digits", "marble_digits"]
+
+
+@pytest.mark.parametrize("recipe", POLICY_GRADIENTS)
+def test_policy_gradients_tiny_forms(recipe, tmp_path, capsys):
+    """The encoders, base and discriminator are as in the digits' recipe: nothing of them is compiled again."""
+    assert cli.main(["run", f"--config={ROOT}/configs/{recipe}.py:tiny", f"--workdir={tmp_path / 'run'}"]) == 0
+    title = "+ Flow-GRPO" if recipe == "grpo_digits" else "+ NFT"
+    assert title in capsys.readouterr().out
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert title in page and ("Weights of the rewards" in page) == (recipe == "marble_digits")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_other_recipes_tiny_forms(recipe, tmp_path, capsys):
     assert cli.main(["run", f"--config={ROOT}/configs/{recipe}.py:tiny", f"--workdir={tmp_path / 'run'}"]) == 0
     assert "FD judge" in capsys.readouterr().out

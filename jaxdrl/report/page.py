@@ -63,7 +63,11 @@ def headline(report: Mapping[str, Any]) -> str:
         else:
             word = "smaller" if change < 0 else "LARGER"
             said.append(f"{abs(change):.0f} % {word} in {title if space == 'pixels' else 'the ' + title}")
-    text = "After Discriminator-Guided RL the distance to real images, above the floor of real data itself, is " + "; ".join(said)
+    by = table.method(dict(report))
+    text = (
+        f"After {'Discriminator-Guided RL' if by == 'DRL' else by} the distance to real images, above the floor of real data itself, is "
+        + "; ".join(said)
+    )
     judge = report["spaces"]["judge"]
     if "longer_pretraining" in judge:
         gap, noise = judge["longer_pretraining"] - judge["tuned"], 2 * report["spaces_tuned_se"]["judge"]["longer_pretraining"]
@@ -73,7 +77,7 @@ def headline(report: Mapping[str, Any]) -> str:
 
 
 def _grids(report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    titles = {"grid_base": "base", "grid_tuned": "after DRL", "grid_real": "real images"}
+    titles = {"grid_base": "base", "grid_tuned": f"after {table.method(dict(report))}", "grid_real": "real images"}
     figures = []
     for name, title in titles.items():
         if name not in arrays:
@@ -94,7 +98,7 @@ def _grids(report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
 
 def _table(report: Mapping[str, Any]) -> str:
     head, body = table.cells(dict(report))
-    titles = {title: row for row, title in table.ROWS.items()}
+    titles = {title: row for row, title in table.titles(dict(report)).items()}
     lines = ["<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in head) + "</tr>"]
     for line in body:
         row = titles[line[0]]
@@ -143,7 +147,8 @@ def _reading(report: Mapping[str, Any]) -> str:
         )
     if guidance:
         chosen = "; ".join(
-            f"{'DRL' if 'tuned' in name else 'base'}: {g['scale']:g} on {g['interval']}" for name, g in guidance.items()
+            f"{table.method(dict(report)) if 'tuned' in name else 'base'}: {g['scale']:g} on {g['interval']}"
+            for name, g in guidance.items()
         )
         rows.append(
             "<b>Best guidance</b> is the scale and interval with the least judge distance to the validation images "
@@ -163,7 +168,7 @@ def _drift(report: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     names = list(rows["data"])
-    titles = {"data": f"{report['split']} images"} | table.ROWS
+    titles = {"data": f"{report['split']} images"} | table.titles(dict(report))
     lines = ["<tr><th></th>" + "".join(f"<th>{html.escape(name)}</th>" for name in names) + "</tr>"]
     for row, title in titles.items():
         if row in rows:
@@ -214,7 +219,7 @@ def _plateau(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) ->
     change = 100 * (judge["longer_pretraining"] / judge["base"] - 1)
     verdict = "met" if change > -5 else "NOT met"
     return chart + (
-        f"<p>The plateau test, that pretraining continued for DRL's compute improves the judge distance by less than 5 %, is "
+        f"<p>The plateau test, that pretraining continued for the same compute improves the judge distance by less than 5 %, is "
         f"<b>{verdict}</b>: it changed by {change:+.1f} %.</p>"
     )
 
@@ -240,6 +245,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         ("posttrain", "Gradient norm", "refresh", "norm", ["gradient_norm"]),
         ("posttrain", "Speed", "refresh", "images/s", ["images_per_second"]),
     ]
+    wanted += _of_rewards(metrics)
     figures = []
     for stage, title, x_label, y_label, names in wanted:
         series = {}
@@ -250,6 +256,23 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         if series:
             figures.append(charts.lines(title, x_label, y_label, series))
     return figures
+
+
+def _of_rewards(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, str, str, list[str]]]:
+    """Curves of several rewards: their means, and what balances them."""
+    lines = [line for line in metrics if line["stage"] == "posttrain"]
+    rewards = [name.partition("/")[2] for name in (lines[0] if lines else {}) if name.startswith("reward_mean/")]
+    curves = [(f"Reward: {name}", "mean", [f"reward_mean/{name}"]) for name in (rewards if len(rewards) > 1 else [])]
+    for metric, title, label in (
+        ("alpha", "Weights of the rewards", "alpha"),
+        ("cosine", "Each reward's gradient and the update", "cosine"),
+    ):
+        curves.append((title, label, [f"{metric}/{name}" for name in rewards]))
+    curves += [
+        ("Rewards in conflict", "share of pairs", ["conflict_rate"]),
+        ("Spread within a condition", "pixels", ["sample_spread"]),
+    ]
+    return [("posttrain", title, "refresh", label, names) for title, label, names in curves]
 
 
 def _details(report: Mapping[str, Any]) -> str:

@@ -11,7 +11,32 @@ ROWS = {
     "tuned_best_cfg": "+ DRL + best guidance",
     "ideal_tilt": "ideal tilt of the base",
 }
+METHODS = {"adjoint_matching": "DRL", "nft": "NFT", "flow_grpo": "Flow-GRPO"}
 SPACES = ("reward", "judge", "pixels")
+
+
+def method(result: dict[str, Any]) -> str:
+    """What the tuned model was tuned by.
+
+    Args:
+        result: Of the evaluate stage.
+
+    Returns:
+        A short name.
+    """
+    return METHODS[result.get("algorithm", "adjoint_matching")]
+
+
+def titles(result: dict[str, Any]) -> dict[str, str]:
+    """What the rows are called.
+
+    Args:
+        result: Of the evaluate stage.
+
+    Returns:
+        Row -> title, in the order of the table.
+    """
+    return {row: title.replace("DRL", method(result)) for row, title in ROWS.items()}
 
 
 def excess_change(spaces: dict[str, dict[str, float]], space: str, row: str) -> float:
@@ -55,7 +80,7 @@ def cells(result: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """
     head = ["", "FD reward", "FD judge", "FD pixels", "precision", "recall", "coverage", "accuracy", "copies"]
     body = []
-    for row, title in ROWS.items():
+    for row, title in titles(result).items():
         if row not in result["spaces"]["judge"]:
             continue
         line = [title]

@@ -55,6 +55,23 @@ def _report(tuned, longer=1.0, error=0.01):
     return {"spaces": spaces, "spaces_se": errors, "spaces_change_se": errors, "spaces_tuned_se": errors}
 
 
+def test_rows_and_headline_name_the_method():
+    assert "After Flow-GRPO the distance" in page.headline(_report(0.6) | {"algorithm": "flow_grpo"})
+    assert "After Discriminator-Guided RL" in page.headline(_report(0.6))
+    assert table.titles({"algorithm": "nft"})["tuned_best_cfg"] == "+ NFT + best guidance"
+    assert table.titles({})["tuned"] == "+ DRL"
+
+
+def test_curves_of_several_rewards():
+    lines = [
+        {"stage": "posttrain", "step": i, "reward_mean/a": i, "reward_mean/b": -i, "alpha/a": 0.5, "alpha/b": 0.5} for i in (1, 2)
+    ]
+    drawn = "".join(page._curves(lines))
+    for title in ("Reward: a", "Reward: b", "Weights of the rewards"):
+        assert title in drawn
+    assert "Rewards in conflict" not in drawn
+
+
 def test_headline_says_what_happened():
     assert "50 % smaller in the judge space" in page.headline(_report(0.6))
     assert "25 % LARGER in the judge space" in page.headline(_report(1.2))
