@@ -1,5 +1,6 @@
 """Images and spaces for `test_collect.py`, and a program that collects them on other devices and in other processes."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -8,11 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxdrl.config import default
 from jaxdrl.encoders.spec import FeatureSpec
-from jaxdrl.evaluation import frechet
+from jaxdrl.evaluation import frechet, hosts
 from jaxdrl.evaluation.collect import Network, Space, collect
+from jaxdrl.evaluation.sampling import Guidance
 from jaxdrl.evaluation.spaces import image_statistics
 from jaxdrl.evaluation.statistics import Moments
+from jaxdrl.training import generation, models
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (203, 6, 6, 1), np.uint8)
 LABELS = (np.arange(203) % 7).astype(np.int32)
@@ -70,7 +74,25 @@ def summary(folder: Path) -> dict:
         "trace": float(np.trace(found.moments["linear"].covariance)),
         "features": np.asarray(found.features["linear"], np.float64).sum(axis=0).tolist(),
         "labels": found.labels.tolist(),
+        "generated": generated(),
     }
+
+
+def generated() -> str:
+    """sha256 of this process's share of 40 images of a small generator, four at a time on each device, by their numbers."""
+    config = default()
+    with config.unlocked():
+        config.backbone.update(width=16, depth=1, num_heads=2, frequency_dim=16)
+    network = models.backbone(config)
+    drawn = lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(1), leaf.shape)  # noqa: E731
+    params = jax.tree.map(drawn, network.init(jax.random.key(0)))
+    source = generation.Samples(config, params, num=40, seed=3, num_steps=2, guidance=Guidance(1.5, (0.2, 1.0)))
+    half = 40 // jax.process_count()
+    start = jax.process_index() * half
+    images = np.concatenate([part for part, _ in source.batches(start, start + half, 4 * jax.local_device_count())])
+    everything = hosts.concatenate(images)
+    assert everything.std() > 10 and len(np.unique(everything, axis=0)) == 40
+    return hashlib.sha256(everything.tobytes()).hexdigest()
 
 
 if __name__ == "__main__":

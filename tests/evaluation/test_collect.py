@@ -134,13 +134,13 @@ def _other(*arguments: str, devices: int) -> dict:
 
 @pytest.mark.parametrize("way", ["8 devices", "2 processes of 4"])
 def test_devices_and_processes_change_no_number(tmp_path, way):
-    """Features from a network and from pixels, the distance and the labels: to 1e-9 those of one device."""
+    """Features from a network and from pixels, the distance and the labels: to 1e-9 those of one device. Generated images: to the bit."""
     one = collected.summary(tmp_path / "one")
     eight = way == "8 devices"
     found = [_other(str(tmp_path / "eight"), devices=8)] if eight else _two_processes(tmp_path / "two")
     for other in found:
         assert other["devices"] == 8 and one["devices"] == jax.device_count()
-        assert other["labels"] == one["labels"]
+        assert other["labels"] == one["labels"] and other["generated"] == one["generated"]
         for key in ("distance", "spectrum", "mean", "trace", "features"):
             np.testing.assert_allclose(other[key], one[key], rtol=1e-9)
 
