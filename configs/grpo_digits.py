@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         The config tree.
     """
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "flow_grpo")
+    config.name = "grpo_digits"
     config.posttrain.rewards = ml_collections.ConfigDict({"jpeg_compressibility": {}})
     config.posttrain.update(epochs=2)
     # Log-probabilities are means over 64 dimensions: their ratios move eight times as far from 1 as those of a 512-pixel image.

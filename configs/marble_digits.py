@@ -27,6 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         The config tree.
     """
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
+    config.name = "marble_digits"
     config.posttrain.rewards = ml_collections.ConfigDict(REWARDS)
     config.posttrain.nft.update(num_steps=10, kl_weight=0.3, mixing=0.1)
     config.posttrain.balance.update(rule="marble", gram="sketch")

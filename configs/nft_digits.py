@@ -24,6 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         The config tree.
     """
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
+    config.name = "nft_digits"
     config.posttrain.rewards = ml_collections.ConfigDict({"jpeg_compressibility": {}})
     config.posttrain.nft.update(num_steps=10, kl_weight=0.3)
     if variant == "tiny":

@@ -107,7 +107,7 @@ def policy_gradient(config: Config, algorithm: str) -> Config:
         The same config.
     """
     config = small(config)
-    config.name, config.data.name, config.pretrain.steps = "drl_digits", "digits", 150000
+    config.data.name, config.pretrain.steps, config.pretrain.shipped = "digits", 150000, "drl_digits"
     config.posttrain.update(algorithm=algorithm, refreshes=60, epochs=1, buffer_size=480, batch_size=240, group_size=24)
     config.posttrain.update(rollout_batch=0, learning_rate=3e-4, warmup_steps=5, decay="constant")
     config.evaluate.update(controls=False, best_guidance=False)
@@ -273,6 +273,7 @@ def _pretrain() -> Config:
     return ml_collections.ConfigDict(
         {
             "from_scratch": False,  # train base and encoders here, or start from those in the package
+            "shipped": "",  # the recipe whose base and encoders these are; empty: this one's
             "steps": 20000,  # of the trunk, at a constant learning rate
             "decay_steps": 0,  # then of the branch in which it falls to 0; see stages/pretrain.py
             "batch_size": 128,

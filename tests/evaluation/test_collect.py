@@ -124,7 +124,10 @@ def test_float64_survives_the_way_between_hosts():
 
 
 def _other(*arguments: str, devices: int) -> dict:
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-W", "ignore", "-m", "tests.evaluation.collected", *arguments]
     root = Path(__file__).parents[2]
     running = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=root, check=False)
@@ -146,7 +149,10 @@ def test_devices_and_processes_change_no_number(tmp_path, way):
 
 
 def _two_processes(folder: Path) -> list[dict]:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
     port = str(20000 + os.getpid() % 20000)
     root, running = Path(__file__).parents[2], []
     for process in ("0", "1"):

@@ -17,7 +17,10 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def _step(*sizes):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     command = [sys.executable, "-m", "tests.training.sharded_step", *map(str, sizes)]
     found = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert found.returncode == 0, found.stderr[-3000:]

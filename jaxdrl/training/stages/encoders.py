@@ -47,7 +47,11 @@ def run(run: Run) -> dict:
         path = directory / f"{which}.safetensors"
         _check_weights(run.config, which)
         if not path.exists() and not run.config.encoders[which].weights:
-            params = _train(run, which) if run.config.pretrain.from_scratch else assets.load(run.config.name, which)
+            params = (
+                _train(run, which)
+                if run.config.pretrain.from_scratch
+                else assets.load(run.config.pretrain.shipped or run.config.name, which)
+            )
             template = jax.eval_shape(models.encoder(run.config, which).init, jax.random.key(0))
             files.save_tree(path, files.match(template, params, f"the {which} encoder"))
         result[which] = _quality(run, which)
@@ -131,7 +135,7 @@ def _quality(run: Run, which: str) -> dict:
     fingerprint = files.fingerprint(params)
     return {
         "fingerprint": fingerprint,
-        "shipped_fingerprint": assets.fingerprints(config.name).get(which, ""),
+        "shipped_fingerprint": assets.fingerprints(shipped).get(which, ""),
         "nearest_neighbour_accuracy": accuracy,
         "feature_std": float(found.std(axis=0).mean()),
         "effective_rank": _effective_rank(found),

@@ -48,13 +48,13 @@ def run(run: Run) -> dict:
     if config.backbone.weights:
         return _given(run)
     directory.mkdir(parents=True, exist_ok=True)
-    template = initial_state(config)
+    template, shipped = initial_state(config), config.pretrain.shipped or config.name
     if config.pretrain.from_scratch:
         base = _trunk_and_branch(run, name, template, 0, config.pretrain.steps, curve=True)
     else:
-        what = f"the shipped base of {config.name}"
-        trunk = files.match(template, assets.load(config.name, "state"), what)
-        base = files.match(template.params, assets.load(config.name, "base"), what)
+        what = f"the shipped base of {shipped}"
+        trunk = files.match(template, assets.load(shipped, "state"), what)
+        base = files.match(template.params, assets.load(shipped, "base"), what)
         files.save_tree(directory / "state.safetensors", trunk)
     files.save_tree(directory / "model.safetensors", base)
     return {
@@ -62,7 +62,7 @@ def run(run: Run) -> dict:
         "steps": config.pretrain.steps + config.pretrain.decay_steps,
         "parameters": models.backbone(config).num_params,
         "fingerprint": files.fingerprint(base),
-        "shipped_fingerprint": assets.fingerprints(config.name).get("base", ""),
+        "shipped_fingerprint": assets.fingerprints(shipped).get("base", ""),
     }
 
 
