@@ -135,7 +135,7 @@ def _quality(run: Run, which: str) -> dict:
     fingerprint = files.fingerprint(params)
     return {
         "fingerprint": fingerprint,
-        "shipped_fingerprint": assets.fingerprints(shipped).get(which, ""),
+        "shipped_fingerprint": assets.fingerprints(run.config.pretrain.shipped or run.config.name).get(which, ""),
         "nearest_neighbour_accuracy": accuracy,
         "feature_std": float(found.std(axis=0).mean()),
         "effective_rank": _effective_rank(found),
