@@ -344,7 +344,7 @@ def _posttrain() -> Config:
             "decay": "constant",  # constant | linear | cosine, over all gradient steps
             "grad_clip": 0.0,  # global norm; 0: none
             "ema_decay": 0.0,  # of the tuned weights, a gradient step; 0: none
-            # What follows is read by the policy gradients, nft and flow_grpo.
+            # What follows is for the policy gradients, nft and flow_grpo; of the guard, `energy` is for all.
             "rewards": {
                 "discriminator": {}
             },  # label -> fields of `rewards.create`: name (default: the label), scale, classes ...
@@ -364,7 +364,7 @@ def _balance() -> Config:
     return ml_collections.ConfigDict(
         {
             "rule": "sum",  # sum of rewards | gdpo: of advantages | uniform: of losses | marble: arXiv 2605.06507
-            "weights": (),  # of the rewards, for sum and gdpo; empty: ones
+            "weights": (),  # of the rewards, for sum, gdpo and marble; empty: ones
             "gram": "amortised",  # marble: exact | amortised | sketch, see balancing/gradients.py
             "solve_every": 10,  # N of amortised
             "decay": 0.7,  # rho of the amortised weights

@@ -18,7 +18,8 @@ EVALUATE_HELP = """usage: jaxdrl evaluate --samples A --reference B --metrics fi
 
 what is measured
   --samples    .npz (arr_0, uint8 NHWC; streamed), a folder of .png/.jpg, or split:NAME of a data set (with --config or --workdir)
-  --workdir    samples straight from a run's checkpoint: --model (tuned, base, longer), --num, --seed, --steps, --guidance,
+  --num        how many samples; of --samples the first, of a split some; default all, of a checkpoint what its config says
+  --workdir    samples straight from a run's checkpoint: --model (tuned, base, longer), --seed, --steps, --guidance,
                --interval; labels are balanced, image i is the same whatever the batch size and the number of hosts
   --reference  images as for --samples; or statistics: ADM's VIRTUAL_*.npz, JiT's, MeanFlow's, EDM2's .pkl, or --save_statistics';
                default in a workdir: split:<config.evaluate.split>
@@ -31,7 +32,7 @@ how
                Default: fid,sfid,is,prdc; in a workdir fd,kd,prdc
   --encoder    a space or a published encoder (default inception); in a workdir also judge (the default), reward, pixels
   --weights    folders that `jaxdrl convert` made, one an encoder; "random" draws weights, to try a pipeline out
-  --bootstrap  resamples for 95 % confidence intervals; default 0, none
+  --bootstrap  resamples for 95 % confidence intervals of Frechet distances, Inception Score, prdc, accuracy; default 0
   --batch_size images a device and call; default 64
   --k, --density_k, --kd_subsets, --kd_subset_size: precision and recall (3), density and coverage (5), KD (100 of 1000)
 
@@ -47,20 +48,14 @@ examples
 """
 
 _DEFAULTS = {"files": ["fid", "sfid", "is", "prdc"], "workdir": ["fd", "kd", "prdc"]}
-OWN_FLAGS = (
-    "samples",
-    "reference",
-    "train",
-    "metrics",
-    "encoder",
-    "weights",
-    "num",
-    "model",
-    "guidance",
-    "interval",
-    "seed",
-    "steps",
-)
+OF_CHECKPOINT = ("model", "guidance", "interval", "seed", "steps")
+_TEXTS = ("samples", "reference", "train", "encoder", "out", "save_statistics")
+# name -> (default, least)
+_INTEGERS = {
+    **{"num": (None, 1), "steps": (None, 1), "seed": (None, 0), "bootstrap": (0, 0), "batch_size": (64, 1)},
+    **{"k": (3, 1), "density_k": (5, 1), "kd_subsets": (100, 1), "kd_subset_size": (1000, 1)},
+}
+OWN_FLAGS = (*_TEXTS, *_INTEGERS, "model", "metrics", "weights", "interval", "guidance")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -69,25 +64,15 @@ def define_flags(values: flags.FlagValues) -> None:
     Args:
         values: Where they are defined.
     """
-    text = {"samples": None, "reference": None, "train": None, "encoder": None, "out": None, "save_statistics": None}
-    for name in text:
+    for name in _TEXTS:
         flags.DEFINE_string(name, None, "See --help.", flag_values=values)
+    for name, (start, least) in _INTEGERS.items():
+        flags.DEFINE_integer(name, start, "See --help.", lower_bound=least, flag_values=values)
     flags.DEFINE_string("model", "tuned", "base, tuned or longer.", flag_values=values)
     flags.DEFINE_list("metrics", None, "See --help.", flag_values=values)
     flags.DEFINE_list("weights", [], "Folders.", flag_values=values)
     flags.DEFINE_list("interval", ["0", "1"], "Times at which guidance acts.", flag_values=values)
     flags.DEFINE_float("guidance", 1.0, "Scale.", flag_values=values)
-    for name, lowest in (("num", 1), ("steps", 1), ("seed", 0)):
-        flags.DEFINE_integer(name, None, "See --help.", lower_bound=lowest, flag_values=values)
-    for name, start in (
-        ("bootstrap", 0),
-        ("batch_size", 64),
-        ("k", 3),
-        ("density_k", 5),
-        ("kd_subsets", 100),
-        ("kd_subset_size", 1000),
-    ):
-        flags.DEFINE_integer(name, start, "See --help.", lower_bound=min(start, 1), flag_values=values)
 
 
 def wanted(values: flags.FlagValues) -> bool:
@@ -131,6 +116,9 @@ def run(values: flags.FlagValues, config: Config) -> int:
     from jaxdrl.evaluation import suite
 
     of_run = not values.samples
+    useless = [] if of_run else [name for name in OF_CHECKPOINT if values[name].present]
+    if useless:
+        raise UserError(f"--{useless[0]} is for samples of a checkpoint (--workdir alone); --samples are measured as they are")
     metrics = values.metrics or _DEFAULTS["workdir" if of_run else "files"]
     encoder = values.encoder or ("judge" if of_run else "inception")
     options = suite.Options(
@@ -141,7 +129,10 @@ def run(values: flags.FlagValues, config: Config) -> int:
         bootstrap=values.bootstrap,
     )
     suite.spaces_of(metrics, encoder)  # refuses an unknown metric before anything is computed
-    samples = generated(values, config, values.guidance, interval(values)) if of_run else images(values.samples, values, config)
+    if of_run:
+        samples = generated(values, config, values.guidance, interval(values))
+    else:
+        samples = images(values.samples, values, config, values.num or 0)
     out = Path(values.out) if values.out else _default_out(values)
     if not values.reference and not of_run and any(suite.get(name).reference for name in metrics):
         raise UserError("--reference is missing: images, or a file of statistics")
@@ -170,13 +161,14 @@ def interval(values: flags.FlagValues) -> tuple[float, float]:
     return low, high
 
 
-def images(place: str, values: flags.FlagValues, config: Config) -> Subject:
+def images(place: str, values: flags.FlagValues, config: Config, limit: int = 0) -> Subject:
     """Images of a file, a folder or a split.
 
     Args:
         place: As given by the user.
         values: Parsed flags, for the workdir.
         config: For `split:`.
+        limit: Only so many: the first of a file, drawn by a fixed seed from a split; 0: all.
 
     Returns:
         The images.
@@ -193,13 +185,14 @@ def images(place: str, values: flags.FlagValues, config: Config) -> Subject:
         folder = config.data.directory or (Path(values.workdir) / "data" if values.workdir else "")
         if not folder:
             raise UserError(f"{place}: give --config.data.directory or --workdir, where the data set is")
-        source = image_sources.Split(data.open_split(config.data, Path(folder).expanduser(), place.removeprefix("split:")))
+        split = data.open_split(config.data, Path(folder).expanduser(), place.removeprefix("split:"))
+        source = image_sources.Split(split, limit)
         return Subject(
             source=source, description={"source": f"{config.data.name} {place}", "to_uint8": "stored", "labels": "of the data"}
         )
     path = Path(place)
-    source = image_sources.Files(path)
-    kept = {"source": path.name, "to_uint8": "stored", "labels": "unknown"}
+    source = image_sources.Files(path, limit)
+    kept = {"source": path.name, "to_uint8": "stored", "labels": "of the file" if source.labelled else "unknown"}
     if path.is_file():
         kept["written"] = str(path.stat().st_mtime_ns)
     return Subject(source=source, description=kept)
@@ -283,6 +276,10 @@ def measure(
         keep |= suite.needs_bootstrap_features(metrics, encoder)
     mine = _collect("samples", samples, spaces, sorted(keep), out / "samples", values)
     statistics, reference = _reference(values, config, spaces, needed, reference_folder or out)
+    place, said = Path(values.reference or ""), None
+    if statistics:
+        said = reference_files.images_of(place)
+        reference_files.require_comparable(samples.description, said or {}, place)
     train = None
     if any(suite.get(name).train for name in metrics):
         if not values.train:
@@ -291,13 +288,20 @@ def measure(
         train = _collect("train", images(values.train, values, config), own, [encoder], out / "train", values)
     sets = suite.Sets(samples=mine, reference=reference, statistics=statistics, train=train, encoder=encoder, options=options)
     numbers, warnings = suite.measure(metrics, sets)
+    if statistics and said is None:
+        taken = ", ".join(statistics)
+        warnings.append(f"{place.name} does not say how its statistics were made; they are taken for those of {taken}")
     if values.save_statistics:
-        reference_files.save(Path(values.save_statistics), mine.moments, mine.specs, mine.count)
+        reference_files.save(Path(values.save_statistics), mine.moments, mine.specs, mine.count, samples.description)
     result = {
         "metrics": suite.to_json(numbers),
         "warnings": warnings,
         "samples": samples.description | {"num": mine.count},
-        "reference": {"source": values.reference or _default_reference(config), "from_statistics": sorted(statistics)},
+        "reference": {
+            "source": values.reference or _default_reference(config),
+            "from_statistics": sorted(statistics),
+            "images": said,
+        },
         "specifications": {space.name: space.spec.to_dict() for space in spaces},
         "options": vars(options),
         "images_per_second": round(mine.computed / mine.seconds, 3) if mine.computed else None,

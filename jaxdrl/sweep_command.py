@@ -58,8 +58,9 @@ def run(values: flags.FlagValues, config: Config) -> int:
     from jaxdrl.training.progress import Progress
     from jaxdrl.weights.files import write_atomically
 
-    if values.samples:
-        raise UserError("jaxdrl sweep draws its own samples; --samples is for `jaxdrl evaluate`")
+    useless = [name for name in ("samples", "guidance", "interval", "bootstrap", "save_statistics") if values[name].present]
+    if useless:
+        raise UserError(f"--{useless[0]} is for `jaxdrl evaluate`; a sweep draws its own samples, at --scales and --intervals")
     metrics, encoder = values.metrics or ["fd", "prdc"], values.encoder or "judge"
     values.num = values.num or config.evaluate.guidance_samples
     values.reference = values.reference or "split:validation"
@@ -68,7 +69,6 @@ def run(values: flags.FlagValues, config: Config) -> int:
         kernel_subset_size=values.kd_subset_size,
         k=values.k,
         density_k=values.density_k,
-        bootstrap=values.bootstrap,
     )
     out = Path(values.out) if values.out else Path(values.workdir) / "sweeps" / values.model
     points = search.grid(*_axes(values, config))

@@ -23,19 +23,8 @@ from jaxdrl.encoders.text import TextEncoder, create_text
 _SMALL: dict[str, Any] = {"small-vit": small_vit.SmallViT, "small-convnet": small_convnet.SmallConvNet}
 _DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 _NETWORKS: dict[str, Any] = {"vit": vit.VisionTransformer, "convnext": convnext.ConvNeXt, "inception": inception.Inception}
-_OPTIONS = (
-    "resolution",
-    "inner",
-    "clip",
-    "kernel",
-    "antialias",
-    "mean",
-    "std",
-    "pooling",
-    "dtype",
-    "position_offset",
-    "position_antialias",
-)
+_PREPROCESSING = ("resolution", "inner", "clip", "kernel", "antialias", "mean", "std")
+_OPTIONS = (*_PREPROCESSING, "pooling", "dtype", "position_offset", "position_antialias")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +88,12 @@ class Encoder:
         """
         described: dict[str, Any] = {"network": self.name, "fingerprint": fingerprint, "pooling": self.pooling}
         described["dtype"] = str(dict(self.fields).get("dtype", "float32"))
+        if self.name in PUBLISHED:
+            usual = dict(create(self.name).fields)
+            # What is said elsewhere, and what says how a network is computed, not what.
+            known = (*_PREPROCESSING, "pooling", "dtype", "attention", "remat", "scan_layers")
+            own = [f"{key}={value}" for key, value in self.fields if key not in known and usual.get(key) != value]
+            described["options"] = ", ".join(own)
         if self.preprocess is None:
             return FeatureSpec(**described, size=(self.image_shape or (0,))[0])
         how = self.preprocess

@@ -22,6 +22,7 @@ class FeatureSpec:
         mean: Subtracted, of images in [0, 1].
         std: Divided by.
         dtype: Of the network's arithmetic.
+        options: Fields of the network that differ from the published ones.
     """
 
     network: str
@@ -35,6 +36,7 @@ class FeatureSpec:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     dtype: str = "float32"
+    options: str = ""
 
     def to_dict(self) -> dict:
         """Returns plain values for JSON."""

@@ -30,6 +30,7 @@ class Files:
             raise UserError(f"{path} has {self._num} images, {limit} are asked for")
         self._num = limit or self._num
         self._labels = sample_files.labels(path)
+        self.labelled = self._labels is not None
 
     def __len__(self) -> int:
         """How many."""

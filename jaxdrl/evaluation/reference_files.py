@@ -6,7 +6,7 @@
 | JiT `jit_in256_stats.npz`, EDM, torch-fidelity | mu, sigma |
 | MeanFlow, iMF | ref_mu, ref_sigma |
 | EDM2 `.pkl` | {"fid": {"mu", "sigma"}, "fd_dinov2": {...}} |
-| ours | as ADM for the Inception spaces, SPACE/mu and SPACE/sigma for all others; `specs`: a feature specification each, in JSON; `count` |
+| ours | as ADM for the Inception spaces, SPACE/mu and SPACE/sigma for all others; `specs`: a feature specification each, in JSON; `count`; `images`: how they were made |
 
 Ours are refused where the specification differs from what is measured. The others say nothing of how they were made. A pickle runs code when it is read, so only the classes that NumPy arrays need are let through. FID against ADM's and against JiT's statistics
 are different numbers: the reference's name belongs to the result.
@@ -97,7 +97,13 @@ def load(path: Path, metric: str = "fid") -> ReferenceStatistics:
         raise UserError(f"{path} cannot be read ({error}); is it whole?") from error
 
 
-def save(path: Path, moments: Mapping[str, Moments], specs: Mapping[str, FeatureSpec], count: int) -> None:
+def save(
+    path: Path,
+    moments: Mapping[str, Moments],
+    specs: Mapping[str, FeatureSpec],
+    count: int,
+    images: Mapping[str, Any] | None = None,
+) -> None:
     """Writes our file, whose Inception statistics other programs find under ADM's names.
 
     Args:
@@ -105,8 +111,13 @@ def save(path: Path, moments: Mapping[str, Moments], specs: Mapping[str, Feature
         moments: Space -> statistics.
         specs: Space -> specification.
         count: Of the images.
+        images: How they were made: source, to_uint8, labels ...
     """
-    arrays: dict[str, Any] = {"count": count, "specs": json.dumps({name: specs[name].to_dict() for name in moments})}
+    arrays: dict[str, Any] = {
+        "count": count,
+        "images": json.dumps(dict(images or {})),
+        "specs": json.dumps({name: specs[name].to_dict() for name in moments}),
+    }
     for name, found in moments.items():
         mean, covariance = _our_names(name)
         arrays |= {mean: found.mean, covariance: found.covariance}
@@ -151,6 +162,42 @@ def load_space(path: Path, space: str, spec: FeatureSpec) -> Moments | None:
     if len(found.mean) != _DIMS.get(space, len(found.mean)):
         raise UserError(f"{path}: statistics of {len(found.mean)} dimensions, {space} has {_DIMS[space]}")
     return Moments.from_covariance(UNKNOWN_COUNT, found.mean, found.covariance)
+
+
+def images_of(path: Path) -> dict[str, Any] | None:
+    """What our file says of its images.
+
+    Args:
+        path: A file.
+
+    Returns:
+        The description with "num"; None for other people's files, which say nothing.
+    """
+    if path.suffix != ".npz":
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        if "specs" not in file.files:
+            return None
+        said = json.loads(str(file["images"])) if "images" in file.files else {}
+        return said | {"num": int(file["count"])}
+
+
+def require_comparable(ours: Mapping[str, Any], theirs: Mapping[str, Any], path: Path) -> None:
+    """Refuses to compare two sets of generated images that became bytes, or got their labels, by different rules.
+
+    Args:
+        ours: Description of the samples.
+        theirs: That of the file's images.
+        path: The file.
+
+    Raises:
+        UserError: Naming the rules; images that were stored as bytes compare with any.
+    """
+    given = ("stored", "unknown", "of the data", "of the file")
+    pairs = [(key, ours.get(key), theirs.get(key)) for key in ("to_uint8", "labels")]
+    different = [f"{key} ({a} and {b})" for key, a, b in pairs if a and b and a != b and a not in given and b not in given]
+    if different:
+        raise UserError(f"{path}: these images cannot be compared, they differ in {'; '.join(different)}")
 
 
 _DIMS = {"inception": 2048, "inception-pytorch-fid": 2048, "inception-clean-fid": 2048, "inception-spatial": 2023}

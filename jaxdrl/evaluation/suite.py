@@ -184,6 +184,9 @@ def _warnings(names: list[str], sets: Sets, numbers: Mapping[str, Number]) -> li
     found = []
     for name in names:
         metric = METRICS[name]
+        least = min(sets.samples.count, sets.reference.count if sets.reference else sets.samples.count)
+        if name in ("kd", "kid") and least < sets.options.kernel_subset_size:
+            found.append(f"{name}: subsets of {least} instead of {sets.options.kernel_subset_size}: there are no more images")
         if not isinstance(metric.compute, _Frechet):
             continue
         space = metric.spaces[0] or sets.encoder

@@ -86,6 +86,8 @@ def test_statistics_of_other_features_are_refused():
     one.require_same(network.spec("abc"))
     with pytest.raises(UserError, match=r"fingerprint \(abc and abd\)"):
         one.require_same(two)
+    usual, other = (encoders.create("vit-mae-large", **fields).spec("a") for fields in ({}, {"eps": 1e-6, "attention": "xla"}))
+    assert usual.options == "" and other.options == "eps=1e-06"
 
 
 def test_nt_xent_against_explicit_sums():

@@ -15,12 +15,24 @@ from hypothesis import strategies as st
 
 from jaxdrl.encoders.spec import FeatureSpec
 from jaxdrl.errors import UserError
+from jaxdrl.evaluation import collect as collect_module
 from jaxdrl.evaluation import frechet, hosts
 from jaxdrl.evaluation.collect import Network, Space, collect
 from jaxdrl.evaluation.statistics import Moments
 from tests.evaluation import collected
 
 IMAGES, LABELS = collected.IMAGES, collected.LABELS
+
+
+def test_networks_are_computed_in_full_precision():
+    """Accelerators take TF32 or bfloat16 otherwise."""
+    program = collect_module._program((_outer,), (("out", 0, "out"),), collect_module.local_mesh())
+    text = program.lower([jnp.ones((48, 2))], jnp.zeros((8, 4, 4, 3), jnp.uint8), jnp.zeros(8, jnp.int32)).as_text()
+    assert "precision = [HIGHEST, HIGHEST]" in text
+
+
+def _outer(weights, images, labels):
+    return {"out": images.reshape(len(images), -1) @ weights}
 
 
 def test_features_and_moments_are_those_of_the_images(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from jaxdrl import cli, encoders
+from jaxdrl.errors import UserError
 from jaxdrl.evaluation import frechet, inception_score, manifold, reference_files, spaces
 from jaxdrl.evaluation.collect import collect
 from jaxdrl.evaluation.image_sources import Files
@@ -68,7 +69,7 @@ def test_two_files_of_images(place, own, tmp_path, capsys):
     kept = json.loads((out / "metrics.json").read_text())
     spec = kept["specifications"]["dinov2-small"]
     assert spec["size"] == 28 and spec["resize"] == "bicubic" and len(spec["fingerprint"]) == 64
-    assert kept["samples"] == {"source": "fake.npz", "to_uint8": "stored", "labels": "unknown", "num": 50} | {
+    assert kept["samples"] == {"source": "fake.npz", "to_uint8": "stored", "labels": "of the file", "num": 50} | {
         "written": kept["samples"]["written"]
     }
     assert _evaluate(*arguments, *own, f"--out={out}") == 0  # nothing is computed twice
@@ -106,6 +107,28 @@ def test_statistics_are_a_reference_with_a_specification(place, own, tmp_path, c
     )
     error = capsys.readouterr().err
     assert "resize (bicubic and bilinear)" in error and "fingerprint" in error
+
+
+def test_statistics_say_how_their_images_were_made(place, own, tmp_path, capsys):
+    file = tmp_path / "train.npz"
+    arguments = ["--samples", place / "real.npz", "--num=30", "--reference", place / "real.npz", "--metrics=fd"]
+    assert _evaluate(*arguments, *own, f"--out={tmp_path / 'r'}", f"--save_statistics={file}") == 0
+    said = reference_files.images_of(file)
+    assert (said["source"], said["to_uint8"], said["num"]) == ("real.npz", "stored", 30)
+    arguments = ["--samples", place / "fake.npz", "--metrics=fd", *own, "--reference"]
+    assert _evaluate(*arguments, file, f"--out={tmp_path / 'a'}") == 0
+    kept = json.loads((tmp_path / "a" / "metrics.json").read_text())
+    assert kept["reference"]["images"] == said and not any("does not say" in warning for warning in kept["warnings"])
+    capsys.readouterr()
+    with np.load(file) as arrays:
+        silent = {key: arrays[key] for key in arrays.files if key != "images"}
+    with pytest.raises(UserError, match=r"differ in to_uint8 \(round and truncate\); labels \(balanced and drawn\)"):
+        reference_files.require_comparable(
+            {"to_uint8": "round", "labels": "balanced"}, {"to_uint8": "truncate", "labels": "drawn"}, file
+        )
+    reference_files.require_comparable({"to_uint8": "round"}, {"to_uint8": "stored"}, file)
+    np.savez(tmp_path / "old.npz", **silent)
+    assert reference_files.images_of(tmp_path / "old.npz") == {"num": 30}
 
 
 def test_adms_reference_gives_statistics_and_images(place, tmp_path):
@@ -193,6 +216,8 @@ def test_a_sweep_finds_the_best_and_draws_it(tiny_run, tmp_path, capsys):
     assert "another metrics" in capsys.readouterr().err
     assert cli.main([*arguments[:2], "--metric=fid"]) == 2
     assert "'fid' is not among --metrics" in capsys.readouterr().err
+    assert cli.main([*arguments[:2], "--guidance=2"]) == 2
+    assert "--guidance is for `jaxdrl evaluate`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -212,6 +237,9 @@ def test_a_sweep_finds_the_best_and_draws_it(tiny_run, tmp_path, capsys):
         (["--samples={fake}", "--reference=nothing.npz", "--metrics=drift"], "has no images, and no statistics for drift"),
         (["--samples={fake}", "--reference={real}", "--metrics=drift", "--num=0"], "flag --num=0: 0 is not a positive integer"),
         (["--metrics=fid"], "--workdir is missing"),
+        (["--bootstrap=5"], "--workdir is missing"),  # and not the stage
+        (["--samples={fake}", "--reference={real}", "--metrics=drift", "--steps=4"], "--steps is for samples of a checkpoint"),
+        (["--samples={fake}", "--reference={real}", "--metrics=drift", "--num=51"], "has 50 images, 51 are asked for"),
     ],
 )
 def test_mistakes_are_one_line(place, arguments, said, capsys, tmp_path):

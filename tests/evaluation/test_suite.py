@@ -105,6 +105,12 @@ def test_few_samples_are_warned_of(sets):
     assert "7 samples in 8 dimensions" in warnings[0] and "comes from having 7 samples only" in warnings[1]
 
 
+def test_smaller_subsets_are_warned_of(sets):
+    options = suite.Options(kernel_subset_size=10_000, kernel_subsets=2)
+    larger = suite.Sets(samples=sets.samples, reference=sets.reference, encoder="own", options=options)
+    assert "instead of 10000" in suite.measure(["kd"], larger)[1][0]
+
+
 def test_what_is_missing_is_told(sets):
     alone = suite.Sets(samples=sets.samples, statistics={"own": sets.reference.moments["own"]}, encoder="own")
     assert suite.measure(["fd"], alone)[0]["fd"].value == suite.measure(["fd"], sets)[0]["fd"].value

@@ -149,6 +149,7 @@ def test_conditions_are_balanced():
         ({"micro_batches": 3}, "micro_batches"),
         ({"balance.rule": "median"}, "balance.rule"),
         ({"balance.weights": (1.0, 2.0)}, "balance.weights"),
+        ({"balance.rule": "uniform", "balance.weights": (1.0,)}, "balance.weights"),
         ({"balance.rule": "marble", "balance.gram": "guess"}, "gram"),
         ({"nft.old_policy": "fast"}, "old_policy"),
         ({"nft.times": "late"}, "times"),
@@ -168,10 +169,18 @@ def test_settings_out_of_range_are_told(changes, said):
         policy.settings_from(config)
 
 
+def test_weights_of_rewards_reach_the_program():
+    config = _config(rewards=ml_collections.ConfigDict({"brightness": {}, "symmetry": {}}))
+    config.posttrain.balance.update(rule="marble", weights=(1.0, 3.0))
+    assert policy.settings_from(config).balance.program.reward_weights == (1.0, 3.0)
+
+
 def test_flow_grpos_settings_are_read():
     config = _config("flow_grpo")
+    config.sampler.time_shift = 3.0
     config.posttrain.flow_grpo.update(sde="memoryless", num_steps=6, window=2)
     settings = policy.settings_from(config).algorithm
+    assert settings.shift == 3.0 and policy.settings_from(_config("nft")).algorithm.shift == 1.0
     assert settings.memoryless.num_steps == 6 and settings.num_trained == 2
     config.posttrain.flow_grpo.sde = "ode"
     with pytest.raises(UserError, match=r"flow_grpo\.sde"):

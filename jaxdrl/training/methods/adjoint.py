@@ -40,6 +40,13 @@ def settings_from(config: Config) -> adjoint_matching.Settings:
     """
     options = config.posttrain
     common.check_sizes(options)
+    if {key: dict(value) for key, value in dict(options.rewards).items()} != {"discriminator": {}}:
+        raise UserError(
+            "config.posttrain.rewards: adjoint_matching takes the gradient of the discriminator's logit alone; other rewards are for "
+            "nft and flow_grpo"
+        )
+    if options.lora.rank or options.micro_batches != 1 or options.balance.rule != "sum":
+        raise UserError("config.posttrain: lora, micro_batches and balance are for nft and flow_grpo, not for adjoint_matching")
     if options.subset_reduction not in ("sum", "mean"):
         raise UserError(f"config.posttrain.subset_reduction: {options.subset_reduction!r} must be sum or mean")
     try:

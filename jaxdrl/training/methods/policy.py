@@ -98,7 +98,7 @@ def settings_from(config: Config) -> Settings:
     Raises:
         UserError: If a value is unknown or out of range, or sizes do not fit.
     """
-    options, named = config.posttrain, dict(config.posttrain.rewards)
+    options, named, shift = config.posttrain, dict(config.posttrain.rewards), config.sampler.time_shift
     common.check_sizes(options)
     if options.buffer_size % options.group_size:
         raise UserError(
@@ -111,13 +111,16 @@ def settings_from(config: Config) -> Settings:
     balance, weights = options.balance, tuple(float(weight) for weight in options.balance.weights) or (1.0,) * len(named)
     if balance.rule not in RULES:
         raise UserError(f"config.posttrain.balance.rule: {balance.rule!r} must be one of {', '.join(RULES)}")
+    if balance.rule == "uniform" and balance.weights:
+        raise UserError("config.posttrain.balance.weights: uniform has none; choose sum, gdpo or marble, or leave them out")
     if not named or len(weights) != len(named):
         raise UserError(f"config.posttrain.balance.weights: {len(weights)} weights for {len(named)} rewards")
     _rewards(config, None, None)  # refuses unknown names before anything is computed
     try:
-        algorithm = _nft(options.nft) if options.algorithm == "nft" else _flow_grpo(options.flow_grpo)
+        algorithm = _nft(options.nft, shift) if options.algorithm == "nft" else _flow_grpo(options.flow_grpo, shift)
         limit = algorithm.advantage_limit
-        program = marble.Settings(solve_every=balance.solve_every, decay=balance.decay, advantage_limit=limit)
+        own = weights if balance.weights else None
+        program = marble.Settings(solve_every=balance.solve_every, decay=balance.decay, advantage_limit=limit, reward_weights=own)
         return Settings(
             algorithm=algorithm,
             advantages=advantages.Settings(**options.advantages),
@@ -137,7 +140,7 @@ def settings_from(config: Config) -> Settings:
         raise UserError(f"config.posttrain: {error}") from error
 
 
-def _nft(options: Any) -> nft.Settings:
+def _nft(options: Any, shift: float) -> nft.Settings:
     if options.old_policy not in nft.PRESETS:
         raise UserError(f"config.posttrain.nft.old_policy: {options.old_policy!r} must be one of {', '.join(nft.PRESETS)}")
     if options.times not in ("sampler", "uniform"):
@@ -145,13 +148,14 @@ def _nft(options: Any) -> nft.Settings:
     same = ("mixing", "kl_weight", "advantage_limit", "loss_scale", "weighting", "num_steps", "method")
     return nft.Settings(
         **{key: options[key] for key in same},
+        shift=shift,
         times=TimeLaw() if options.times == "uniform" else None,
         times_per_sample=options.times_per_sample or None,
         old_policy=nft.PRESETS[options.old_policy],
     )
 
 
-def _flow_grpo(options: Any) -> flow_grpo.Settings:
+def _flow_grpo(options: Any, shift: float) -> flow_grpo.Settings:
     if options.sde not in ("flow", "memoryless"):
         raise UserError(f"config.posttrain.flow_grpo.sde: {options.sde!r} must be flow or memoryless")
     same = (
@@ -166,7 +170,7 @@ def _flow_grpo(options: Any) -> flow_grpo.Settings:
         "drop_zero",
     )
     schedule = Schedule(num_steps=options.num_steps, integrator=options.integrator) if options.sde == "memoryless" else None
-    return flow_grpo.Settings(**{key: options[key] for key in same}, memoryless=schedule)
+    return flow_grpo.Settings(**{key: options[key] for key in same}, shift=shift, memoryless=schedule)
 
 
 def _lora(options: Any) -> lora.Settings | None:
