@@ -120,8 +120,12 @@ def summarise(reports: list[dict]) -> dict:
         if "longer_pretraining" in judge:
             found.setdefault("plateau (judge, longer / base - 1)", []).append(judge["longer_pretraining"] / judge["base"] - 1)
         for key in ("ideal_share", "kl", "projection_ratio"):
-            found.setdefault(key.replace("_", " "), []).append(report[key])
-        found.setdefault("effective sample size", []).append(report["ess"]["mean"])
+            if key in report:
+                found.setdefault(key.replace("_", " "), []).append(report[key])
+        for reward, rows in report["rewards"].items():
+            found.setdefault(f"gain of {reward}", []).append(rows["tuned"]["gain"])
+        if "ess" in report:
+            found.setdefault("effective sample size", []).append(report["ess"]["mean"])
         found.setdefault("discriminator accuracy", []).append(report["stages"]["discriminator"]["accuracy"])
     return {
         name: {

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, Int32, PyTree, UInt8
+from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
 from jaxdrl.encoders.spec import FeatureSpec
 from jaxdrl.errors import UserError
@@ -57,10 +57,12 @@ class Network:
     Attributes:
         params: Weights.
         apply: (params, images in [-1, 1], labels) -> name -> [batch, dim].
+        traced: Whether JAX traces `apply`; otherwise it takes and gives NumPy arrays, while the devices work on the same batch.
     """
 
     params: PyTree
-    apply: Callable[[PyTree, Float[Array, "batch h w c"], Int[Array, " batch"]], Mapping[str, Float[Array, "batch dim"]]]
+    apply: Callable[[PyTree, Any, Any], Mapping[str, Any]]
+    traced: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -164,7 +166,7 @@ def _advance(state: "_State", source: ImageSource, spaces: Sequence[Space], stop
         features, size = _compiled(spaces, mesh), batch_size * mesh.size
         saved, pending = time.monotonic(), None
         for images, labels in source.batches(state.done, stop, size):
-            found = features(*_padded(images, labels, size))
+            found = features(*_padded(images, labels, size)) | _on_host(spaces, images, labels)
             # The device works on this batch while the host merges the one before.
             if pending is not None:
                 state.add(*pending)
@@ -228,7 +230,7 @@ class _State:
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is damaged ({error}); delete {self.folder}") from error
 
-    def add(self, found: Mapping[str, Array], labels: np.ndarray) -> None:
+    def add(self, found: Mapping[str, Array | np.ndarray], labels: np.ndarray) -> None:
         for name, values in found.items():
             rows = np.asarray(values)[: len(labels)]
             if not np.isfinite(rows).all():
@@ -301,9 +303,19 @@ def _difference(found: Any, wanted: Any) -> str:
     return f"{found} there, {wanted} wanted"
 
 
+def _on_host(spaces: Sequence[Space], images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Features that NumPy computes."""
+    chosen = [space for space in spaces if not space.network.traced]
+    if not chosen:
+        return {}
+    floats = images.astype(np.float32) / np.float32(127.5) - 1
+    return {space.name: np.asarray(space.network.apply(space.network.params, floats, labels)[space.output]) for space in chosen}
+
+
 def _compiled(spaces: Sequence[Space], mesh: Mesh) -> Callable[..., dict[str, Array]]:
     """One program for all networks, with their weights laid out; images arrive as bytes."""
     networks: list[Network] = []
+    spaces = [space for space in spaces if space.network.traced]
     for space in spaces:
         if all(space.network is not known for known in networks):
             networks.append(space.network)

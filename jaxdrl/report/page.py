@@ -30,7 +30,7 @@ def render(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], arra
     sections = [
         f"<h1>{html.escape(str(report['config']['name']))}</h1><p class='lead'>{html.escape(headline(report))}</p>",
         _grids(report, arrays),
-        "<h2>The distances</h2>" + _table(report) + _reading(report) + _drift(report),
+        "<h2>The distances</h2>" + _table(report) + _reading(report) + _rewards(report) + _drift(report),
         "<h2>What the reward saw</h2><div class='charts'>" + "".join(_clouds(arrays)) + "</div>",
         "<h2>Is the base converged?</h2>" + _plateau(report, metrics),
         "<h2>How each stage went</h2><div class='charts'>" + "".join(_curves(metrics)) + "</div>",
@@ -117,7 +117,6 @@ def _table(report: Mapping[str, Any]) -> str:
 
 
 def _reading(report: Mapping[str, Any]) -> str:
-    ess, means = report["ess"], report["reward_mean"]
     rows = [
         f"Fréchet distances (FD) of {report['samples']} guidance-free samples to the {report['split']} images, ± their bootstrap "
         "standard error; the percentage is the change of the excess over the floor (the distance between two halves of the "
@@ -131,13 +130,7 @@ def _reading(report: Mapping[str, Any]) -> str:
             else "nearest neighbours in the judge space"
         )
         + ". Copies: samples closer to a training image than 95 % of the held-out images are.",
-        "The <b>ideal tilt</b> is what solving the RL problem exactly would give: base samples resampled in proportion to "
-        "exp(λ r). It is limited by this discriminator and by what the base can produce. Mean reward: base "
-        f"{means['base']:.3f}, tuned {means['tuned']:.3f}, ideal {means['ideal_tilt']:.3f}, data {means['data']:.3f}; the tuned model "
-        f"covers <b>{100 * report['ideal_share']:.0f} %</b> of the ideal shift. Effective sample size of the tilt: {ess['mean']:.2f}. "
-        f"The tuned model is {report['kl']:.3f} nats from the base; λ times its reward shift is {_number(report['projection_ratio'])} × "
-        "2 KL. Near 1 the optimiser has reached what this network can express of the tilt; above 1 it stopped early, below 1 it "
-        "spent KL on noise.",
+        _distance_from_base(report),
     ]
     control, guidance = report.get("control") or {}, report.get("guidance") or {}
     if "total_steps" in control:
@@ -160,6 +153,41 @@ def _reading(report: Mapping[str, Any]) -> str:
     if missing:
         rows.append(f"Not in this run: {', '.join(missing)}.")
     return "".join(f"<p>{row}</p>" for row in rows)
+
+
+def _distance_from_base(report: Mapping[str, Any]) -> str:
+    """How far the tuned model went, and where the method knows it, how far it could have gone."""
+    if "ess" not in report:
+        return f"The tuned model is {report['kl']:.3f} nats from the base (control energy of the memoryless SDE)."
+    means = report["reward_mean"]
+    return (
+        "The <b>ideal tilt</b> is what solving the RL problem exactly would give: base samples resampled in proportion to "
+        "exp(λ r). It is limited by this discriminator and by what the base can produce. Mean reward: base "
+        f"{means['base']:.3f}, tuned {means['tuned']:.3f}, ideal {means['ideal_tilt']:.3f}, data {means['data']:.3f}; the tuned model "
+        f"covers <b>{100 * report['ideal_share']:.0f} %</b> of the ideal shift. Effective sample size of the tilt: {report['ess']['mean']:.2f}. "
+        f"The tuned model is {report['kl']:.3f} nats from the base; λ times its reward shift is {_number(report['projection_ratio'])} × "
+        "2 KL. Near 1 the optimiser has reached what this network can express of the tilt; above 1 it stopped early, below 1 it "
+        "spent KL on noise."
+    )
+
+
+def _rewards(report: Mapping[str, Any]) -> str:
+    """Every reward in units of the base's spread; a run on the discriminator alone has it in the text."""
+    found = report.get("rewards") or {}
+    if list(found) in ([], ["discriminator"]):
+        return ""
+    titles = {"data": f"{report['split']} images", "base": "base", "tuned": table.titles(dict(report))["tuned"]}
+    heads = "".join(f"<th>{html.escape(title)}</th>" for title in titles.values())
+    lines = [f"<tr><th></th>{heads}<th>shift, in the base's standard deviations</th></tr>"]
+    for name, rows in found.items():
+        cells = "".join(f"<td>{rows[row]['mean']:.4g} <small>({rows[row]['std']:.3g})</small></td>" for row in titles)
+        gain = rows["tuned"]["gain"]
+        tone = "good" if gain > 0 else "bad"
+        lines.append(f"<tr><td>{html.escape(name)}</td>{cells}<td><span class='{tone}'>{gain:+.2f}</span></td></tr>")
+    return (
+        "<h2>The rewards</h2><p class='soft'>Means, in brackets standard deviations over images, of guidance-free samples with the same noise and "
+        "labels.</p><div class='scroll'><table>" + "".join(lines) + "</table></div>"
+    )
 
 
 def _drift(report: Mapping[str, Any]) -> str:

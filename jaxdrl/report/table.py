@@ -115,7 +115,18 @@ def plain(result: dict[str, Any]) -> str:
         "in brackets the change of its excess over the floor, ± the error of that change (samples share their noise).\nprecision, recall, coverage: judge space. copies: share of "
         "samples closer to a training image than 95 % of held-out images are."
     )
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note])
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:], "", note, *_rewards(result)])
+
+
+def _rewards(result: dict[str, Any]) -> list[str]:
+    """A line a reward."""
+    found = result.get("rewards") or {}
+    width = max(map(len, found), default=0)
+    return [
+        f"reward {name.ljust(width)}  base {rows['base']['mean']:.4g} ({rows['base']['std']:.3g})  tuned {rows['tuned']['mean']:.4g}, "
+        f"{rows['tuned']['gain']:+.2f} standard deviations of the base"
+        for name, rows in found.items()
+    ]
 
 
 def markdown(result: dict[str, Any]) -> str:

@@ -89,7 +89,7 @@ def test_micro_batches_and_chunks_change_no_number(frozen, algorithm):
 def test_rewards_on_the_host_are_traced_ones_in_two_programs(frozen, monkeypatch):
     """The same reward declared as a host one gives the same step."""
     traced, (one,) = _steps(_config(), frozen)
-    create = policy.reward_functions.create
+    create = common.reward_functions.create
 
     def on_host(name, **fields):
         made = create(name, **fields)
@@ -97,7 +97,7 @@ def test_rewards_on_the_host_are_traced_ones_in_two_programs(frozen, monkeypatch
         values = lambda images, labels: np.asarray(apply(jnp.asarray(images), jnp.asarray(labels)))  # noqa: E731
         return type(made)(name=made.name, apply=values, traced=False)
 
-    monkeypatch.setattr(policy.reward_functions, "create", on_host)
+    monkeypatch.setattr(common.reward_functions, "create", on_host)
     hosted, (two,) = _steps(_config(), frozen)
     assert _distance(traced.model.params, hosted.model.params) < 2e-5
     assert one["reward_mean"] == pytest.approx(two["reward_mean"], abs=1e-6)

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import PyTree
 
+from jaxdrl import rewards as reward_functions
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.training import state
+from jaxdrl.rewards.combine import Reward
+from jaxdrl.training import models, state
 
 
 class Frozen(NamedTuple):
@@ -17,6 +19,34 @@ class Frozen(NamedTuple):
     tokenizer: PyTree
     encoder: PyTree
     head: PyTree
+
+
+def rewards(config: Config, encoder: PyTree | None, head: PyTree | None) -> list[Reward]:
+    """The rewards of `config.posttrain.rewards`; the discriminator's logit is given its weights.
+
+    Args:
+        config: A run's config.
+        encoder: Weights of the reward encoder; None where no reward is going to be computed.
+        head: The discriminator's.
+
+    Returns:
+        Rewards, in the config's order.
+
+    Raises:
+        UserError: Naming the key of a reward or a field that is unknown.
+    """
+    found = []
+    for label, given in dict(config.posttrain.rewards).items():
+        fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
+        name = fields.pop("name", label)
+        if name == "discriminator":
+            encode = models.features(config, "reward")
+            fields |= {"params": head, "features": lambda images, encode=encode: encode(encoder, images)}
+        try:
+            found.append(reward_functions.create(name, label=label, **fields))
+        except UserError as error:
+            raise UserError(f"config.posttrain.rewards.{label}: {error}") from error
+    return found
 
 
 def in_chunks(collect, noise, labels, key, size: int):

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxdrl import rewards as reward_functions
 from jaxdrl.algorithms import advantages, flow_grpo, nft
 from jaxdrl.algorithms.flow_matching import TimeLaw
 from jaxdrl.balancing import gradients, marble
@@ -22,7 +21,6 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow import path
 from jaxdrl.flow.memoryless import Schedule
-from jaxdrl.rewards.combine import Reward
 from jaxdrl.training import lora, mesh, models
 from jaxdrl.training.methods import common
 from jaxdrl.training.state import norms
@@ -115,7 +113,7 @@ def settings_from(config: Config) -> Settings:
         raise UserError("config.posttrain.balance.weights: uniform has none; choose sum, gdpo or marble, or leave them out")
     if not named or len(weights) != len(named):
         raise UserError(f"config.posttrain.balance.weights: {len(weights)} weights for {len(named)} rewards")
-    _rewards(config, None, None)  # refuses unknown names before anything is computed
+    common.rewards(config, None, None)  # refuses unknown names before anything is computed
     try:
         algorithm = _nft(options.nft, shift) if options.algorithm == "nft" else _flow_grpo(options.flow_grpo, shift)
         limit = algorithm.advantage_limit
@@ -246,22 +244,6 @@ def _merged(settings: Settings, frozen: common.Frozen, trained: PyTree) -> PyTre
     return trained if settings.lora is None else lora.merge(frozen.base, trained, settings.lora)
 
 
-def _rewards(config: Config, encoder: PyTree | None, head: PyTree | None) -> list[Reward]:
-    """The rewards of the config; the discriminator's logit is given its weights."""
-    found = []
-    for label, given in dict(config.posttrain.rewards).items():
-        fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
-        name = fields.pop("name", label)
-        if name == "discriminator":
-            encode = models.features(config, "reward")
-            fields |= {"params": head, "features": lambda images, encode=encode: encode(encoder, images)}
-        try:
-            found.append(reward_functions.create(name, label=label, **fields))
-        except UserError as error:
-            raise UserError(f"config.posttrain.rewards.{label}: {error}") from error
-    return found
-
-
 def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh) -> Callable[..., Any]:
     """Builds the step: (state, frozen, key) -> (state, metrics).
 
@@ -274,7 +256,7 @@ def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh)
         The function; the state is donated. It is one compiled program where all rewards are traced.
     """
     halves = _Halves(config, settings, devices)
-    hosts = [reward for reward in _rewards(config, None, None) if not reward.traced]
+    hosts = [reward for reward in common.rewards(config, None, None) if not reward.traced]
     if not hosts:
 
         def step(current: State, frozen: common.Frozen, key):
@@ -316,7 +298,7 @@ class _Halves:
         conditions = _conditions(label_key, options.buffer_size // options.group_size, network.num_classes)
         labels = conditions[groups]
         noise, labels, groups = mesh.constrain_batch((noise, labels, groups), self.devices)
-        chosen = _rewards(self.config, frozen.encoder, frozen.head)
+        chosen = common.rewards(self.config, frozen.encoder, frozen.head)
         # Merged once, not at every step of the sampler.
         policy = _merged(self.settings, frozen, current.model.old)
 

@@ -1,11 +1,13 @@
 """Stage 6: base and tuned model against held-out data, in spaces that the reward saw and spaces that it did not.
 
-Rows: `floor` (train images), `base`, `tuned`, `ideal_tilt` (base samples resampled by exp(lambda r)), and the controls
-`longer_pretraining` (equal compute), `best_cfg` and `tuned_best_cfg` (guidance scale and interval chosen on the validation split).
+Rows: `floor` (train images), `base`, `tuned`, `ideal_tilt` (base samples resampled by exp(lambda r), where the discriminator's logit r is the
+reward of Adjoint Matching, which aims at it), and the controls `longer_pretraining` (equal compute), `best_cfg` and `tuned_best_cfg`
+(guidance scale and interval chosen on the validation split).
 All models get the same noise and labels. Samples go through uint8, as published samples do, and are measured as they are drawn: what is
 kept of a row is its features, in a folder of its own from which an interrupted evaluation goes on.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,10 +76,16 @@ class _Sets:
         self.spaces = measuring.run_spaces(run.config, run.workdir)
         self._logit = measuring.logit_space(run.config, run.workdir, self.spaces[0])
         colour = [spaces.image_statistics("drift")] if run.config.data.image_shape[2] == 3 else []
-        self._all = [*self.spaces, self._logit, *colour]
+        self.rewards = list(dict(run.config.posttrain.rewards))
+        self._all = [*self.spaces, self._logit, *colour, *measuring.reward_spaces(run.config, run.workdir)]
         self.generated: list[str] = []
         self._rows: dict[str, Collected] = {}
         self._chosen = np.zeros(0, int)
+
+    @property
+    def tilts(self) -> bool:
+        """Whether the base tilted by the logit is what the method aims at."""
+        return self._config.posttrain.algorithm == "adjoint_matching" and self.rewards == ["discriminator"]
 
     def real(self, part: str) -> Collected:
         """Of a split; the floor's is of the train images."""
@@ -103,10 +111,11 @@ class _Sets:
         num = settings.num_samples
         for row in ("base", "tuned"):
             self._draw(row, row, num)
-        self._draw("pool", "base", settings.tilt_pool * num)
-        scale, pool = self._config.posttrain.reward_scale, self._rows["pool"]
-        self._chosen = tilt.ideal_tilt(pool.features["logit"][:, 0], pool.labels, scale, num, self._config.seed)
-        self.generated.append("ideal_tilt")
+        if self.tilts:
+            self._draw("pool", "base", settings.tilt_pool * num)
+            scale, pool = self._config.posttrain.reward_scale, self._rows["pool"]
+            self._chosen = tilt.ideal_tilt(pool.features["logit"][:, 0], pool.labels, scale, num, self._config.seed)
+            self.generated.append("ideal_tilt")
         if settings.controls:
             self._draw("longer_pretraining", "longer", num)
         if settings.best_guidance:
@@ -202,31 +211,38 @@ def _tables(run: Run, rows: dict) -> dict[str, Any]:
 
 
 def _single_numbers(run: Run, sets: _Sets) -> dict[str, Any]:
-    """Accuracy, memorisation, rewards and drift by row; effective sample size, share of the ideal shift, KL spent."""
-    settings, scale = run.config.evaluate, run.config.posttrain.reward_scale
-    held_out = sets.real(settings.split)
+    """Accuracy, memorisation, rewards and drift by row; KL spent; effective sample size and share of the ideal shift."""
+    held_out = sets.real(run.config.evaluate.split)
     few = lambda values: protocol.spread(values, 5000)  # noqa: E731
     train, others = sets.real("train").features["pixels"], few(held_out.features["pixels"])
     means = {row: float(sets.logits(row).mean()) for row in sets.generated}
     means["data"] = float(held_out.features["logit"].mean())
-    pool = sets.row("pool")
-    pool_rewards = pool.features["logit"][:, 0]
-    ideal = tilt.tilted_mean(pool_rewards, pool.labels, scale)
-    mean, per_class = tilt.effective_sample_size(pool_rewards, pool.labels, scale)
-    shift, tuned_shift = ideal - float(pool_rewards.mean()), means["tuned"] - means["base"]
     energies = [line["control_energy"] for line in read_metrics(run.workdir) if line["stage"] == "posttrain"]
     kl = float(np.mean(energies[-max(1, len(energies) // 8) :]))
     copied = {row: memorisation.copies(few(sets.features(row, "pixels")), train, others) for row in sets.generated}
+    features = {"data": held_out.features.__getitem__} | {row: partial(sets.features, row) for row in sets.generated}
     return {
         **_accuracies(run, sets, held_out),
         "memorisation": copied | {"floor": 0.05},
         "drift": _drifts(sets, held_out),
         "reward_mean": means,
+        "rewards": measuring.reward_table(sets.rewards, features),
+        "kl": kl,
+        **(_ideal_numbers(run, sets, means["tuned"] - means["base"], kl) if sets.tilts else {}),
+        "control": stage_result(run.workdir, "longer") or {},
+    }
+
+
+def _ideal_numbers(run: Run, sets: _Sets, tuned_shift: float, kl: float) -> dict[str, Any]:
+    """What the ideal tilt would have reached."""
+    scale, pool = run.config.posttrain.reward_scale, sets.row("pool")
+    rewards = pool.features["logit"][:, 0]
+    mean, per_class = tilt.effective_sample_size(rewards, pool.labels, scale)
+    shift = tilt.tilted_mean(rewards, pool.labels, scale) - float(rewards.mean())
+    return {
         "ess": {"mean": mean, "per_class": per_class.tolist()},
         "ideal_share": tuned_shift / shift if abs(shift) > 1e-9 else float("nan"),
-        "kl": kl,
         "projection_ratio": tilt.projection_ratio(tuned_shift, kl, scale),
-        "control": stage_result(run.workdir, "longer") or {},
     }
 
 
