@@ -90,7 +90,9 @@ def summarise(runs: list[dict[str, float]]) -> dict[str, dict]:
     Returns:
         name -> {"median", "values"}.
     """
-    return {name: {"median": statistics.median(run[name] for run in runs), "values": [run[name] for run in runs]} for name in runs[0]}
+    return {
+        name: {"median": statistics.median(run[name] for run in runs), "values": [run[name] for run in runs]} for name in runs[0]
+    }
 
 
 def markdown(summary: dict[str, dict[str, dict]]) -> str:

@@ -344,17 +344,17 @@ def _posttrain() -> Config:
             "decay": "constant",  # constant | linear | cosine, over all gradient steps
             "grad_clip": 0.0,  # global norm; 0: none
             "ema_decay": 0.0,  # of the tuned weights, a gradient step; 0: none
-            # What follows is for the policy gradients, nft and flow_grpo; of the guard, `energy` is for all.
             "rewards": {
                 "discriminator": {}
             },  # label -> fields of `rewards.create`: name (default: the label), scale, classes ...
-            "group_size": 24,  # samples of one condition, whose rewards are compared
-            "micro_batches": 1,  # parts in which a minibatch's gradient is summed up
-            "advantages": {"spread": "global", "epsilon": 1e-4},  # global | group, see algorithms/advantages.py
             "balance": _balance(),
+            "micro_batches": 1,  # parts in which a minibatch's gradient is summed up
+            "lora": {"rank": 0, "alpha": 64.0, "targets": ("attn/qkv$", "attn/proj$")},  # rank 0: all weights are trained
+            # What follows is for the policy gradients, nft and flow_grpo; of the guard, `energy` is for all.
+            "group_size": 24,  # samples of one condition, whose rewards are compared
+            "advantages": {"spread": "global", "epsilon": 1e-4},  # global | group, see algorithms/advantages.py
             "nft": _nft(),
             "flow_grpo": _flow_grpo(),
-            "lora": {"rank": 0, "alpha": 64.0, "targets": ("attn/qkv$", "attn/proj$")},  # rank 0: all weights are trained
             "guard": _guard(),
         }
     )
@@ -363,7 +363,8 @@ def _posttrain() -> Config:
 def _balance() -> Config:
     return ml_collections.ConfigDict(
         {
-            "rule": "sum",  # sum of rewards | gdpo: of advantages | uniform: of losses | marble: arXiv 2605.06507
+            # sum of rewards | gdpo: of advantages, not for adjoint_matching | uniform: mean of losses | marble: arXiv 2605.06507
+            "rule": "sum",
             "weights": (),  # of the rewards, for sum, gdpo and marble; empty: ones
             "gram": "amortised",  # marble: exact | amortised | sketch, see balancing/gradients.py
             "solve_every": 10,  # N of amortised

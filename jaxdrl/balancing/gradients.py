@@ -122,7 +122,7 @@ def combined(
         params: What is differentiated.
         batch: As in `balanced`.
         coefficients: c, one a loss.
-        micro_batches: In how many parts.
+        micro_batches: In how many parts; with more than one, the weights must not depend on the network's output.
 
     Returns:
         (gradient, metrics).
@@ -130,9 +130,12 @@ def combined(
     Raises:
         ValueError: If the batch does not divide into so many parts.
     """
+    if micro_batches == 1:
+        _, pullback, (weights, metrics) = jax.vjp(lambda params: losses(params, batch), params, has_aux=True)
+        return pullback(_scale(coefficients, weights))[0], _means(metrics)
     # Of the whole batch: the weights do not depend on the network, which the compiler drops here.
     _, (weights, _) = losses(params, batch)
-    scale = jnp.where(weights > 0, coefficients / jnp.where(weights > 0, weights, 1.0), 0.0)
+    scale = _scale(coefficients, weights)
 
     def part_gradient(part):
         def total(params):
@@ -168,6 +171,10 @@ def split(batch: PyTree, micro_batches: int) -> PyTree:
     if size % micro_batches:
         raise ValueError(f"a batch of {size} does not divide into {micro_batches} micro-batches")
     return jax.tree.map(lambda leaf: leaf.reshape((size // micro_batches, micro_batches, *leaf.shape[1:])).swapaxes(0, 1), batch)
+
+
+def _scale(coefficients: Float[Array, " k1"], weights: Float[Array, " k1"]) -> Float[Array, " k1"]:
+    return jnp.where(weights > 0, coefficients / jnp.where(weights > 0, weights, 1.0), 0.0)
 
 
 def _means(metrics: Mapping[str, Any]) -> dict[str, Float[Array, ""]]:

@@ -183,11 +183,38 @@ def lean_adjoint(
         A_0 .. A_{K-1} and v_base(X_0, t_0) .. v_base(X_{K-1}, t_{K-1}), both float32 [K, batch, ...]. All but the first of the
         velocities are the primal values of the vector-Jacobian products; the first takes one call of its own.
     """
+    return _backwards(velocity, states, terminal, schedule, lambda pullback: lambda adjoint: pullback(adjoint)[0])
+
+
+def lean_adjoints(
+    velocity: Velocity,
+    states: Float[Array, "states batch ..."],
+    terminals: Float[Array, "m batch ..."],
+    schedule: Schedule,
+) -> tuple[Float[Array, "steps m batch ..."], Float[Array, "steps batch ..."]]:
+    """Solves m lean adjoints along the same trajectory: they differ in their terminal values alone and share every linearisation.
+
+    The base is evaluated and linearised once a step, whatever m is; each adjoint costs one pass of the transposed Jacobian.
+
+    Args:
+        velocity: v(x, t) of the *base* model.
+        states: X_0 .. X_K from `rollout`.
+        terminals: m values of A_K.
+        schedule: The schedule that made the states.
+
+    Returns:
+        The adjoints, float32 [K, m, batch, ...], and the velocities as in `lean_adjoint`.
+    """
+    return _backwards(velocity, states, terminals, schedule, lambda pullback: jax.vmap(lambda adjoint: pullback(adjoint)[0]))
+
+
+def _backwards(velocity: Velocity, states, terminal, schedule: Schedule, transposed):
+    """(8) or (9), with J^T made of the pullback by `transposed`."""
 
     def step(adjoint, inputs):
         x, t, (p, q) = inputs
         value, pullback = jax.vjp(lambda x: velocity(x, jnp.full(x.shape[0], t)), x)
-        new = p * adjoint + q * pullback(adjoint)[0]  # (8), (9)
+        new = p * adjoint + q * transposed(pullback)(adjoint)  # (8), (9)
         return new, (new, value)
 
     coefficients = jnp.asarray(schedule.adjoint_coefficients(), jnp.float32)

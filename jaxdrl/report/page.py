@@ -259,7 +259,7 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> list[str]:
         ("pretrain", "Pretraining", "step", "flow-matching loss", ["loss"]),
         ("discriminator", "Discriminator", "step", "loss", ["loss_train", "loss_validation"]),
         ("discriminator", "Discriminator's accuracy", "step", "share right", ["accuracy", "accuracy_validation"]),
-        ("posttrain", "Reward in training", "refresh", "mean logit", ["reward_mean"]),
+        ("posttrain", "Reward in training", "refresh", "mean", ["reward_mean"]),
         ("posttrain", "Control energy", "refresh", "KL estimate, nats", ["control_energy"]),
         (
             "posttrain",

@@ -63,15 +63,17 @@ class Reward:
         xp: Any = jnp if self.traced else np
         images, condition = xp.asarray(images), xp.asarray(condition)
         self._check(images, condition)
+        applies = None if self.classes is None else xp.isin(condition, xp.asarray(self.classes, xp.int32))
+        if applies is not None and self.traced:
+            # An image that does not count has no gradient, not even 0 times one that is not finite.
+            images = jnp.where(applies.reshape(-1, 1, 1, 1), images, 0.0)
         values = self.apply(images, condition)
         if values.shape != (len(images),):
             raise ValueError(
                 f"reward {self.name} gave {tuple(values.shape)} for {len(images)} images; it must give one number each"
             )
         values = self.scale * xp.asarray(values, xp.float32)
-        if self.classes is None:
-            return values
-        return xp.where(xp.isin(condition, xp.asarray(self.classes, xp.int32)), values, xp.float32(xp.nan))
+        return values if applies is None else xp.where(applies, values, xp.float32(xp.nan))
 
     def _check(self, images: Any, condition: Any) -> None:
         if len(images.shape) != 4 or not jnp.issubdtype(images.dtype, jnp.floating):

@@ -91,9 +91,20 @@ def posttrain_flops(config: Config) -> float:
     if settings.algorithm != "adjoint_matching":
         return _policy_flops(config)
     subset = math.ceil(settings.timestep_fraction * settings.num_timesteps)
-    per_trajectory = settings.num_timesteps + (2 * settings.num_timesteps + 1) + 3 * settings.epochs * subset
-    trajectories = settings.refreshes * settings.buffer_size
-    return trajectories * (per_trajectory * generator_flops(config) + 2 * (encoder_flops(config) + decoder_flops(config)))
+    count = len(dict(settings.rewards)) if settings.balance.rule == "marble" else 1
+    # An adjoint is one pullback a step, through one evaluation of the base for all; the norms of the outlier mask are one forward pass.
+    adjoints = (1 + count) * settings.num_timesteps + 1
+    forwards = 2 if settings.micro_batches > 1 else 1
+    per_trajectory = settings.num_timesteps + adjoints + (forwards + 2 * _backward_passes(config)) * settings.epochs * subset
+    reward = (1 + count) * (encoder_flops(config) + decoder_flops(config))
+    return settings.refreshes * settings.buffer_size * (per_trajectory * generator_flops(config) + reward)
+
+
+def _backward_passes(config: Config) -> float:
+    """Of a gradient step, on average: MARBLE's exact Gram matrix takes one for each reward and one for the control cost."""
+    settings, balance = config.posttrain, config.posttrain.balance
+    every = {"exact": 1, "amortised": balance.solve_every}.get(balance.gram) if balance.rule == "marble" else None
+    return 1.0 if every is None else 1 + len(dict(settings.rewards)) / every
 
 
 def _policy_flops(config: Config) -> float:

@@ -92,7 +92,7 @@ def reward_spaces(config: Config, workdir: Path) -> list[Space]:
     fingerprint = files.fingerprint(params)
     networks = {traced: Network(params=params, apply=_rewards(config, traced), traced=traced) for traced in (True, False)}
     found = []
-    for reward in common.rewards(config, None, None):
+    for reward in common.rewards(config):
         described = str(dict(config.posttrain.rewards[reward.name]))
         spec = FeatureSpec(network=f"reward {reward.name}", fingerprint=fingerprint, pooling="", size=0, options=described)
         network = networks[reward.traced]

@@ -192,3 +192,13 @@ def test_jpeg_refuses_what_is_no_image():
         jpeg.sizes(broken)
     with pytest.raises(ValueError, match=r"\[batch, h, w, 1 or 3\]"):
         jpeg.sizes(_images(2))
+
+
+def test_a_reward_has_no_gradient_where_it_does_not_apply():
+    """Not 0 times one that is not finite either: the root's at a black image."""
+    root = rewards.Reward(name="root", apply=lambda images, _: jnp.sqrt((images + 1).mean(axis=(1, 2, 3))), classes=(1,))
+    images, labels = jnp.stack([jnp.full((4, 4, 1), -1.0), jnp.zeros((4, 4, 1))]), jnp.array([0, 1])
+    values, pullback = jax.vjp(lambda images: root(images, labels), images)
+    gradient = pullback(jnp.array([0.0, 1.0]))[0]
+    assert np.isnan(values[0]) and values[1] == 1
+    assert not gradient[0].any() and gradient[1] == pytest.approx(0.5 / 16)

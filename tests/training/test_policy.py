@@ -147,6 +147,7 @@ def test_conditions_are_balanced():
     [
         ({"group_size": 7}, "group_size"),
         ({"micro_batches": 3}, "micro_batches"),
+        ({"micro_batches": 0}, "micro_batches"),
         ({"balance.rule": "median"}, "balance.rule"),
         ({"balance.weights": (1.0, 2.0)}, "balance.weights"),
         ({"balance.rule": "uniform", "balance.weights": (1.0,)}, "balance.weights"),

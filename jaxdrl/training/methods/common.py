@@ -1,15 +1,17 @@
-"""What the methods of post-training share: what they read, how rollouts are cut, and the optimizer."""
+"""What the methods of post-training share: their rewards and the balance of these, adapters, how rollouts are cut, and the optimizer."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-from jaxtyping import PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxdrl import rewards as reward_functions
+from jaxdrl.balancing import gradients, marble
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards.combine import Reward
-from jaxdrl.training import models, state
+from jaxdrl.training import lora, models, state
 
 
 class Frozen(NamedTuple):
@@ -19,34 +21,6 @@ class Frozen(NamedTuple):
     tokenizer: PyTree
     encoder: PyTree
     head: PyTree
-
-
-def rewards(config: Config, encoder: PyTree | None, head: PyTree | None) -> list[Reward]:
-    """The rewards of `config.posttrain.rewards`; the discriminator's logit is given its weights.
-
-    Args:
-        config: A run's config.
-        encoder: Weights of the reward encoder; None where no reward is going to be computed.
-        head: The discriminator's.
-
-    Returns:
-        Rewards, in the config's order.
-
-    Raises:
-        UserError: Naming the key of a reward or a field that is unknown.
-    """
-    found = []
-    for label, given in dict(config.posttrain.rewards).items():
-        fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
-        name = fields.pop("name", label)
-        if name == "discriminator":
-            encode = models.features(config, "reward")
-            fields |= {"params": head, "features": lambda images, encode=encode: encode(encoder, images)}
-        try:
-            found.append(reward_functions.create(name, label=label, **fields))
-        except UserError as error:
-            raise UserError(f"config.posttrain.rewards.{label}: {error}") from error
-    return found
 
 
 def in_chunks(collect, noise, labels, key, size: int):
@@ -91,6 +65,159 @@ def optimizer(config: Config):
     )
 
 
+def rewards(config: Config, encoder: PyTree | None = None, head: PyTree | None = None) -> list[Reward]:
+    """The rewards of `config.posttrain.rewards`; the discriminator's logit is given its weights.
+
+    Args:
+        config: A run's config.
+        encoder: Weights of the reward encoder; None where rewards are asked for their names and kinds only.
+        head: Weights of the discriminator, or None.
+
+    Returns:
+        The rewards, in the config's order.
+
+    Raises:
+        UserError: If a name or a field is unknown, or a needed field is missing.
+    """
+    found = []
+    for label, given in dict(config.posttrain.rewards).items():
+        fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
+        name = fields.pop("name", label)
+        if name == "discriminator":
+            encode = models.features(config, "reward")
+            fields |= {"params": head, "features": lambda images, encode=encode: encode(encoder, images)}
+        try:
+            found.append(reward_functions.create(name, label=label, **fields))
+        except UserError as error:
+            raise UserError(f"config.posttrain.rewards.{label}: {error}") from error
+    return found
+
+
+def reward_weights(config: Config, rules: Sequence[str]) -> tuple[float, ...]:
+    """Checks `config.posttrain.balance` against the rewards.
+
+    Args:
+        config: A run's config.
+        rules: Those that the method has.
+
+    Returns:
+        One weight a reward, ones where none are given.
+
+    Raises:
+        UserError: If the rule is none of these, or the weights do not fit the rewards.
+    """
+    balance, count = config.posttrain.balance, len(dict(config.posttrain.rewards))
+    weights = tuple(float(weight) for weight in balance.weights) or (1.0,) * count
+    if balance.rule not in rules:
+        raise UserError(f"config.posttrain.balance.rule: {balance.rule!r} must be one of {', '.join(rules)}")
+    if balance.rule == "uniform" and balance.weights:
+        others = ", ".join(rule for rule in rules if rule != "uniform")
+        raise UserError(f"config.posttrain.balance.weights: uniform has none; choose one of {others}, or leave them out")
+    if not count or len(weights) != count:
+        raise UserError(f"config.posttrain.balance.weights: {len(weights)} weights for {count} rewards")
+    return weights
+
+
+def balance(config: Config, advantage_limit: float = 5.0) -> gradients.Settings:
+    """Reads what MARBLE needs of `config.posttrain`.
+
+    Args:
+        config: A run's config.
+        advantage_limit: A_max of `balancing/marble.py`, for methods that have advantages.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ValueError: If a value is unknown or out of range.
+    """
+    options = config.posttrain.balance
+    weights = tuple(float(weight) for weight in options.weights) or None
+    return gradients.Settings(
+        gram=options.gram,
+        program=marble.Settings(
+            solve_every=options.solve_every, decay=options.decay, advantage_limit=advantage_limit, reward_weights=weights
+        ),
+        layers=tuple(options.layers),
+        average=options.average,
+        micro_batches=config.posttrain.micro_batches,
+    )
+
+
+def adapters(options: Any) -> lora.Settings | None:
+    """Reads `config.posttrain.lora`.
+
+    Args:
+        options: That part of the config.
+
+    Returns:
+        The settings, or None: all weights are trained.
+
+    Raises:
+        UserError: If a value is out of range.
+    """
+    if not options.rank:
+        return None
+    return lora.Settings(rank=options.rank, alpha=options.alpha, targets=tuple(options.targets))
+
+
+def trained_at_first(config: Config, base: PyTree) -> PyTree:
+    """What is trained, before the first step: the base's weights, or adapters that change nothing yet.
+
+    Args:
+        config: A run's config.
+        base: The base's parameters.
+
+    Returns:
+        The base itself, or new adapters.
+
+    Raises:
+        UserError: If adapters do not fit the network, or a sketch would look at no parameter.
+    """
+    options = config.posttrain
+    settings = adapters(options.lora)
+    tree = base if settings is None else lora.init(base, settings, jax.random.key(config.seed))
+    if options.balance.rule == "marble" and options.balance.gram == "sketch":
+        try:
+            gradients.matching(tree, tuple(options.balance.layers))
+        except ValueError as error:
+            raise UserError(f"config.posttrain.balance.layers: {error}") from error
+    return tree
+
+
+def merged(settings: lora.Settings | None, base: PyTree, tree: PyTree) -> PyTree:
+    """The generator's parameters.
+
+    Args:
+        settings: From `adapters`.
+        base: The base's parameters.
+        tree: What is trained.
+
+    Returns:
+        The tree itself, or the base with adapters merged into it.
+    """
+    return tree if settings is None else lora.merge(base, tree, settings)
+
+
+def by_reward(measured: dict[str, Float[Array, "..."]], names: Sequence[str]) -> dict[str, Float[Array, ""]]:
+    """Vectors over rewards as one number a reward: `alpha/brightness`.
+
+    Args:
+        measured: Numbers, and vectors with one entry a reward.
+        names: Labels of the rewards.
+
+    Returns:
+        Numbers.
+    """
+    named = {}
+    for metric, values in measured.items():
+        if values.ndim:
+            named |= {f"{metric}/{name}": values[i] for i, name in enumerate(names)}
+        else:
+            named[metric] = values
+    return named
+
+
 def check_sizes(options: Any) -> None:
     """Refuses sizes that do not fit each other.
 
@@ -107,4 +234,8 @@ def check_sizes(options: Any) -> None:
     if options.rollout_batch and options.buffer_size % options.rollout_batch:
         raise UserError(
             f"config.posttrain.buffer_size ({options.buffer_size}) must be a multiple of rollout_batch ({options.rollout_batch})"
+        )
+    if options.micro_batches < 1 or options.batch_size % options.micro_batches:
+        raise UserError(
+            f"config.posttrain.batch_size ({options.batch_size}) must be a multiple of micro_batches ({options.micro_batches})"
         )

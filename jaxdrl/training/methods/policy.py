@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdrl.algorithms import advantages, flow_grpo, nft
 from jaxdrl.algorithms.flow_matching import TimeLaw
-from jaxdrl.balancing import gradients, marble
+from jaxdrl.balancing import gradients
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow import path
@@ -96,43 +96,24 @@ def settings_from(config: Config) -> Settings:
     Raises:
         UserError: If a value is unknown or out of range, or sizes do not fit.
     """
-    options, named, shift = config.posttrain, dict(config.posttrain.rewards), config.sampler.time_shift
+    options, shift = config.posttrain, config.sampler.time_shift
     common.check_sizes(options)
     if options.buffer_size % options.group_size:
         raise UserError(
             f"config.posttrain.buffer_size ({options.buffer_size}) must be a multiple of group_size ({options.group_size})"
         )
-    if options.batch_size % options.micro_batches:
-        raise UserError(
-            f"config.posttrain.batch_size ({options.batch_size}) must be a multiple of micro_batches ({options.micro_batches})"
-        )
-    balance, weights = options.balance, tuple(float(weight) for weight in options.balance.weights) or (1.0,) * len(named)
-    if balance.rule not in RULES:
-        raise UserError(f"config.posttrain.balance.rule: {balance.rule!r} must be one of {', '.join(RULES)}")
-    if balance.rule == "uniform" and balance.weights:
-        raise UserError("config.posttrain.balance.weights: uniform has none; choose sum, gdpo or marble, or leave them out")
-    if not named or len(weights) != len(named):
-        raise UserError(f"config.posttrain.balance.weights: {len(weights)} weights for {len(named)} rewards")
-    common.rewards(config, None, None)  # refuses unknown names before anything is computed
+    weights = common.reward_weights(config, RULES)
+    common.rewards(config)  # refuses unknown names before anything is computed
     try:
         algorithm = _nft(options.nft, shift) if options.algorithm == "nft" else _flow_grpo(options.flow_grpo, shift)
-        limit = algorithm.advantage_limit
-        own = weights if balance.weights else None
-        program = marble.Settings(solve_every=balance.solve_every, decay=balance.decay, advantage_limit=limit, reward_weights=own)
         return Settings(
             algorithm=algorithm,
             advantages=advantages.Settings(**options.advantages),
-            rule=balance.rule,
+            rule=options.balance.rule,
             weights=weights,
-            balance=gradients.Settings(
-                gram=balance.gram,
-                program=program,
-                layers=tuple(balance.layers),
-                average=balance.average,
-                micro_batches=options.micro_batches,
-            ),
-            lora=_lora(options.lora),
-            names=tuple(named),
+            balance=common.balance(config, algorithm.advantage_limit),
+            lora=common.adapters(options.lora),
+            names=tuple(dict(options.rewards)),
         )
     except ValueError as error:
         raise UserError(f"config.posttrain: {error}") from error
@@ -171,12 +152,6 @@ def _flow_grpo(options: Any, shift: float) -> flow_grpo.Settings:
     return flow_grpo.Settings(**{key: options[key] for key in same}, shift=shift, memoryless=schedule)
 
 
-def _lora(options: Any) -> lora.Settings | None:
-    if not options.rank:
-        return None
-    return lora.Settings(rank=options.rank, alpha=options.alpha, targets=tuple(options.targets))
-
-
 def initial_state(config: Config, base: PyTree) -> State:
     """The state before the first refresh: every policy is the base.
 
@@ -191,12 +166,7 @@ def initial_state(config: Config, base: PyTree) -> State:
         UserError: If a sketch would look at no parameter.
     """
     settings, (optimizer, _) = settings_from(config), common.optimizer(config)
-    trained = base if settings.lora is None else lora.init(base, settings.lora, jax.random.key(config.seed))
-    if settings.rule == "marble" and settings.balance.gram == "sketch":
-        try:
-            gradients.matching(trained, settings.balance.layers)
-        except ValueError as error:
-            raise UserError(f"config.posttrain.balance.layers: {error}") from error
+    trained = common.trained_at_first(config, base)
     return State(jnp.zeros((), jnp.int32), nft.create(trained, optimizer), gradients.initial(len(settings.names)))
 
 
@@ -225,7 +195,7 @@ def weights(config: Config, tree: PyTree, frozen: common.Frozen) -> PyTree:
     Returns:
         Parameters of the generator.
     """
-    return _merged(settings_from(config), frozen, tree)
+    return common.merged(settings_from(config).lora, frozen.base, tree)
 
 
 def gradient_steps(current: State) -> int:
@@ -240,10 +210,6 @@ def gradient_steps(current: State) -> int:
     return int(current.model.step)
 
 
-def _merged(settings: Settings, frozen: common.Frozen, trained: PyTree) -> PyTree:
-    return trained if settings.lora is None else lora.merge(frozen.base, trained, settings.lora)
-
-
 def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh) -> Callable[..., Any]:
     """Builds the step: (state, frozen, key) -> (state, metrics).
 
@@ -256,7 +222,7 @@ def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh)
         The function; the state is donated. It is one compiled program where all rewards are traced.
     """
     halves = _Halves(config, settings, devices)
-    hosts = [reward for reward in common.rewards(config, None, None) if not reward.traced]
+    hosts = [reward for reward in common.rewards(config) if not reward.traced]
     if not hosts:
 
         def step(current: State, frozen: common.Frozen, key):
@@ -286,7 +252,7 @@ class _Halves:
 
     def _velocity(self, frozen: common.Frozen):
         network = models.backbone(self.config)
-        return lambda trained, x, t, y: network.velocity(_merged(self.settings, frozen, trained), x, t, y)
+        return lambda trained, x, t, y: network.velocity(common.merged(self.settings.lora, frozen.base, trained), x, t, y)
 
     def roll(self, current: State, frozen: common.Frozen, key) -> Rolled:
         """Samples groups of one condition each, and scores them."""
@@ -300,7 +266,7 @@ class _Halves:
         noise, labels, groups = mesh.constrain_batch((noise, labels, groups), self.devices)
         chosen = common.rewards(self.config, frozen.encoder, frozen.head)
         # Merged once, not at every step of the sampler.
-        policy = _merged(self.settings, frozen, current.model.old)
+        policy = common.merged(self.settings.lora, frozen.base, current.model.old)
 
         def collect(part):
             noise, labels, key = part
@@ -342,7 +308,7 @@ class _Halves:
         else:
             model = model._replace(old=model.params)  # the policy that samples is the one that is trained
         metrics |= rolled.metrics | {"control_energy": self._energy(model, frozen, rolled.buffer, update_key)}
-        return State(current.refresh + 1, model, balance), metrics | self._named(measured)
+        return State(current.refresh + 1, model, balance), metrics | common.by_reward(measured, self.settings.names)
 
     def _advantages(self, rolled: Rolled):
         """[batch, K], or [batch, 1] where rewards or advantages are summed up; and metrics by reward."""
@@ -396,16 +362,6 @@ class _Halves:
 
         grid = jnp.asarray(schedule.times[:-1], jnp.float32), jnp.asarray(schedule.gain, jnp.float32)
         return jax.lax.map(at, grid).sum()
-
-    def _named(self, measured: dict[str, Any]) -> dict[str, Any]:
-        """Vectors over rewards as one number a reward."""
-        named = {}
-        for metric, values in measured.items():
-            if values.ndim:
-                named |= {f"{metric}/{name}": values[i] for i, name in enumerate(self.settings.names)}
-            else:
-                named[metric] = values
-        return named
 
 
 def _collect(velocity, params, noise, labels, key, settings: nft.Settings | flow_grpo.Settings):
