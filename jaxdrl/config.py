@@ -62,6 +62,7 @@ def tiny(config: Config) -> Config:
         num_timesteps=5, buffer_size=20, rollout_batch=10, batch_size=10, refreshes=3, epochs=2, warmup_steps=2
     )
     config.posttrain.group_size = 5
+    config.posttrain.guard.update(every=2, samples=50, real=50)
     config.posttrain.nft.num_steps = config.posttrain.flow_grpo.num_steps = 4
     config.evaluate.update(num_samples=100, sampling_steps=4, batch_size=50, tilt_pool=2, guidance_samples=60)
     config.evaluate.update(guidance_scales=(1.5,), guidance_intervals=((0.0, 1.0),), bootstrap=4)
@@ -165,6 +166,7 @@ def tiny_published(config: Config, backbone: dict[str, Any], image_side: int, to
         config.tokenizer.fields = ml_collections.ConfigDict(tokenizer)
     config.discriminator.update(steps=10, buffer_batches=1, buffer_epochs=10, validate_every=10)
     config.posttrain.update(refreshes=1, epochs=1, batch_size=8)  # 4 of 20 trajectories are left out
+    config.posttrain.guard.samples = 20
     config.evaluate.update(num_samples=40, sampling_steps=3, batch_size=20, tilt_pool=1, best_guidance=False)
     return config
 
@@ -350,11 +352,12 @@ def _posttrain() -> Config:
             "balance": _balance(),
             "micro_batches": 1,  # parts in which a minibatch's gradient is summed up
             "lora": {"rank": 0, "alpha": 64.0, "targets": ("attn/qkv$", "attn/proj$")},  # rank 0: all weights are trained
-            # What follows is for the policy gradients, nft and flow_grpo; of the guard, `energy` is for all.
+            # What follows is for the policy gradients, nft and flow_grpo; of the guard, spread and reward_spread are.
             "group_size": 24,  # samples of one condition, whose rewards are compared
             "advantages": {"spread": "global", "epsilon": 1e-4},  # global | group, see algorithms/advantages.py
             "nft": _nft(),
             "flow_grpo": _flow_grpo(),
+            "host": _host(),
             "guard": _guard(),
         }
     )
@@ -410,12 +413,31 @@ def _flow_grpo() -> Config:
     )
 
 
+def _host() -> Config:
+    """Of rewards on the host; like `runtime`, these may differ between two calls on one workdir."""
+    return ml_collections.ConfigDict(
+        {
+            "timeout_seconds": 60.0,  # of one attempt for all images of a refresh
+            "retries": 2,  # further attempts; then the reward is masked in this refresh
+            "backoff_seconds": 1.0,  # before the second attempt; twice as long before each further one
+            "patience": 3,  # the run stops, to be resumed, before it learns from so many refreshes in a row with a masked reward
+            "isolate": False,  # a process of its own for each reward, killed when it hangs and started anew when it dies
+        }
+    )
+
+
 def _guard() -> Config:
     return ml_collections.ConfigDict(
         {
-            "spread": 0.25,  # stop where samples of a condition differ by less than this share of what the base's do; 0: never
-            "energy": 0.0,  # stop where the tuned model is more than so many nats from the base; 0: never
-            "patience": 3,  # refreshes in a row
+            "spread": 0.25,  # bad where samples of a condition differ by less than this share of what the base's do; 0: never
+            "reward_spread": 0.1,  # ... where a reward's spread within conditions is below this share of the first refresh's; 0: never
+            "energy": 0.0,  # ... where the tuned model is more than so many nats from the base; 0: never
+            "coverage": 0.2,  # ... where coverage of held-out images is more than this below the base's, in judge space; 0: never
+            "drift": 0.0,  # ... where light or colour moved by more of the base's standard deviations over images; 0: never
+            "every": 10,  # refreshes between two looks at held-out images, for coverage and drift; 0: never
+            "samples": 512,  # images drawn for a look, with evaluate.sampling_steps
+            "real": 2000,  # validation images they are compared with, at most; 0: all
+            "patience": 3,  # bad refreshes in a row that stop the run; the last good weights are kept
         }
     )
 

@@ -64,8 +64,9 @@ def group_advantages(
 
     Returns:
         float32 advantages of the rewards' shape, NaN where the reward is not defined, and metrics, one value a reward:
-        `reward_mean`, `reward_spread` (s over all samples), `zero_spread_share` (the share of groups, among those with the
-        reward, whose rewards are all the same: they teach nothing) and `missing_share` (of samples).
+        `reward_mean`, `reward_spread` (s over all samples), `group_spread` (root mean square of R - its group's mean),
+        `zero_spread_share` (the share of groups, among those with the reward, whose rewards are all the same: they teach nothing)
+        and `missing_share` (of samples).
     """
     settings = settings or Settings()
     if rewards.ndim == 2:
@@ -86,6 +87,7 @@ def group_advantages(
     metrics = {
         "reward_mean": mean[0],
         "reward_spread": global_spread,
+        "group_spread": jnp.sqrt(_means(deviation**2, defined, everything, 1)[0]),
         "zero_spread_share": (constant & occupied).sum() / jnp.maximum(occupied.sum(), 1),
         "missing_share": 1 - total[0] / len(rewards),
     }

@@ -104,6 +104,21 @@ def measure(
     return Manifold(*(float(part.mean()) for part in found))
 
 
+def coverage(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], balls: Float[np.ndarray, " n"]) -> float:
+    """Coverage (3) alone, with radii that are known: for one set of real features and many of fake ones.
+
+    Args:
+        real: Features of data.
+        fake: Features of samples, at least one.
+        balls: From `radii(real, k)`.
+
+    Returns:
+        In [0, 1].
+    """
+    (held,), _ = neighbours.inside(real, fake, (balls,))
+    return float((held.held > 0).mean())
+
+
 def adm_precision_recall(real: Float[np.ndarray, "n d"], fake: Float[np.ndarray, "m d"], k: int = 3) -> tuple[float, float]:
     """Precision and recall (1) as ADM's evaluator computes them.
 

@@ -2,7 +2,8 @@
 
 A reward is traced (it runs inside the compiled step, and has a gradient where its formula has one) or runs on the host, in NumPy, between
 two compiled halves. NaN says that a reward does not apply to an image, as MARBLE's OCR and GenEval (arXiv 2605.06507) apply to their
-own prompts only; here a reward is restricted to classes. NaN never stands for a failure: a failure raises.
+own prompts only; here a reward is restricted to classes. A reward that fails raises; values that are not finite where it applies are
+counted as failures of those samples in training (`training/methods/scoring.py`), and `supervised.py` asks again on the host.
 
     chosen = [create("brightness"), create("symmetry", classes=(0, 8)), create("jpeg_compressibility", kilobytes=500.0)]
     stack(chosen[:2])(images, labels)        # [batch, 2], traced

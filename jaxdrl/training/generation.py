@@ -1,5 +1,6 @@
 """A run's own images: sampled in the generator's space with the config's solver, decoded, and used batch by batch."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -140,8 +141,11 @@ class Samples:
         self._mesh = local_mesh()
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         network = models.backbone(config)
-        params = jax.device_put(params, everywhere)
-        self._draw = sampling.sampler(network, params, solver(config, num_steps), seed=seed, guidance=guidance)
+        steps = solver(config, num_steps)
+        self._sampler = lambda params: sampling.sampler(
+            network, jax.device_put(params, everywhere), steps, seed=seed, guidance=guidance
+        )
+        self._draw = self._sampler(params)
         self._decoder = None
         if config.tokenizer.name != "pixels" or dict(config.tokenizer.fields):
             weights = jax.device_put(loading.load_tokenizer(config), everywhere)
@@ -150,6 +154,19 @@ class Samples:
     def __len__(self) -> int:
         """How many."""
         return self._num
+
+    def of(self, params: PyTree) -> "Samples":
+        """The same noise and labels for other weights; nothing is compiled again.
+
+        Args:
+            params: Weights of the generator.
+
+        Returns:
+            A source that shares the decoder.
+        """
+        other = copy.copy(self)
+        other._draw = self._sampler(params)
+        return other
 
     def batches(
         self, start: int, stop: int, size: int

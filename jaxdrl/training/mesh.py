@@ -108,3 +108,19 @@ def constrain_batch(tree: Tree, mesh: Mesh) -> Tree:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     target = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, target) if leaf.shape[0] % ways == 0 else leaf, tree)
+
+
+def on_this_process(tree: Tree, mesh: Mesh) -> Tree:
+    """Whole weights where this process can read them, whatever part of them its devices hold; all processes must call it.
+
+    Args:
+        tree: Arrays on the mesh.
+        mesh: From `create_mesh`.
+
+    Returns:
+        The tree itself in a run of one process, otherwise copies on one device of this process.
+    """
+    if jax.process_count() == 1:
+        return tree
+    whole = jax.jit(lambda tree: tree, out_shardings=NamedSharding(mesh, PartitionSpec()))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), whole)

@@ -17,7 +17,7 @@ def open_workdir(path: Path, config: Any) -> None:
 
     Args:
         path: The folder.
-        config: A `ConfigDict`; keys under `runtime` may differ from those stored.
+        config: A `ConfigDict`; keys under `runtime` and `posttrain.host` may differ from those stored.
 
     Raises:
         UserError: If it holds a run of another config, or cannot be written.
@@ -142,11 +142,15 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, part in tree.items() for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
 
 
+# How a run is carried out, and how patient it is with what fails.
+_MAY_DIFFER = ("runtime.", "posttrain.host.")
+
+
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = [
         name
         for name in sorted(stored.keys() | wanted.keys())
-        if not name.startswith("runtime.") and stored.get(name) != wanted.get(name)
+        if not name.startswith(_MAY_DIFFER) and stored.get(name) != wanted.get(name)
     ]
     shown = [f"config.{name} is {stored.get(name)!r} there and {wanted.get(name)!r} here" for name in names[:3]]
     return "; ".join(shown) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,4 +1,4 @@
-"""Policy gradients as a method of the posttrain stage: one step of every kind, the guard, and errors that name the key."""
+"""Policy gradients as a method of the posttrain stage: one step of every kind, and errors that name the key."""
 
 import importlib.util
 from pathlib import Path
@@ -12,7 +12,7 @@ import pytest
 from jaxdrl import algorithms
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import discriminator
-from jaxdrl.training import guard, mesh, methods, models
+from jaxdrl.training import mesh, methods, models
 from jaxdrl.training.methods import common, policy
 
 ROOT = Path(__file__).parent.parent.parent
@@ -187,18 +187,3 @@ def test_flow_grpos_settings_are_read():
     with pytest.raises(UserError, match=r"flow_grpo\.sde"):
         policy.settings_from(config)
     assert algorithms.needs("flow_grpo") == "trajectories" and algorithms.needs("nft") == "samples"
-
-
-def test_the_guard_warns_and_stops_in_plain_words():
-    options = ml_collections.ConfigDict({"spread": 0.5, "energy": 4.0, "patience": 2})
-    watch = guard.Guard(options)
-    assert watch.check({"sample_spread": 1.0, "control_energy": 0.1}) is None
-    assert "40 % of what it was" in watch.check({"sample_spread": 0.4, "control_energy": 0.1}) and not watch.stops
-    assert watch.check({"sample_spread": 0.9, "control_energy": 0.1}) is None
-    assert "5 nats from the base" in watch.check({"sample_spread": 0.9, "control_energy": 5.0})
-    assert watch.check({"sample_spread": 0.2, "control_energy": 5.0}) and watch.stops
-    again = guard.Guard(options, [{"sample_spread": 1.0, "control_energy": 0.0}])
-    assert "alike" in again.check({"sample_spread": 0.4, "control_energy": 0.0})
-    never = guard.Guard(ml_collections.ConfigDict({"spread": 0.0, "energy": 0.0, "patience": 1}))
-    assert never.check({"sample_spread": 1.0, "control_energy": 9.0}) is None
-    assert never.check({"control_energy": 99.0}) is None and not never.stops

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxdrl.algorithms import advantages, flow_grpo, nft
 from jaxdrl.algorithms.flow_matching import TimeLaw
@@ -22,7 +22,7 @@ from jaxdrl.errors import UserError
 from jaxdrl.flow import path
 from jaxdrl.flow.memoryless import Schedule
 from jaxdrl.training import lora, mesh, models
-from jaxdrl.training.methods import common
+from jaxdrl.training.methods import common, scoring
 from jaxdrl.training.state import norms
 
 RULES = ("sum", "gdpo", "uniform", "marble")
@@ -59,11 +59,13 @@ class State(NamedTuple):
         refresh: Iterations done.
         model: theta, theta_old, theta_ref, the EMA and the optimizer; of the adapters alone, where there are any.
         balance: MARBLE's averages.
+        failing: In how many refreshes in a row, up to now, each reward gave nothing at all.
     """
 
     refresh: Int[Array, ""]
     model: nft.State
     balance: gradients.State
+    failing: Int[Array, " k"]
 
 
 class Rolled(NamedTuple):
@@ -72,6 +74,7 @@ class Rolled(NamedTuple):
     Attributes:
         buffer: Samples of the old policy.
         groups: The group of each.
+        labels: The class of each.
         images: Decoded, in [-1, 1].
         rewards: [batch, K], NaN where a reward does not apply or is still to be computed on the host.
         metrics: Of the rollout.
@@ -79,6 +82,7 @@ class Rolled(NamedTuple):
 
     buffer: nft.Buffer | flow_grpo.Buffer
     groups: Int[Array, " batch"]
+    labels: Int[Array, " batch"]
     images: Float[Array, "batch h w c"]
     rewards: Float[Array, "batch k"]
     metrics: dict[str, Float[Array, ""]]
@@ -104,6 +108,7 @@ def settings_from(config: Config) -> Settings:
         )
     weights = common.reward_weights(config, RULES)
     common.rewards(config)  # refuses unknown names before anything is computed
+    scoring.settings_from(config)
     try:
         algorithm = _nft(options.nft, shift) if options.algorithm == "nft" else _flow_grpo(options.flow_grpo, shift)
         return Settings(
@@ -167,7 +172,8 @@ def initial_state(config: Config, base: PyTree) -> State:
     """
     settings, (optimizer, _) = settings_from(config), common.optimizer(config)
     trained = common.trained_at_first(config, base)
-    return State(jnp.zeros((), jnp.int32), nft.create(trained, optimizer), gradients.initial(len(settings.names)))
+    num = len(settings.names)
+    return State(jnp.zeros((), jnp.int32), nft.create(trained, optimizer), gradients.initial(num), jnp.zeros(num, jnp.int32))
 
 
 def trained(config: Config, current: State) -> PyTree:
@@ -219,25 +225,24 @@ def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh)
         devices: The mesh; the batch is sharded over its data and fsdp axes.
 
     Returns:
-        The function; the state is donated. It is one compiled program where all rewards are traced.
+        The function; the state is donated. It is one compiled program where all rewards are traced. Otherwise it raises
+        `scoring.RewardsFailed`, with the state as it was, when too much of what the host computes fails.
     """
-    halves = _Halves(config, settings, devices)
-    hosts = [reward for reward in common.rewards(config) if not reward.traced]
-    if not hosts:
+    halves, rewards = _Halves(config, settings, devices), common.rewards(config)
+    if all(reward.traced for reward in rewards):
 
         def step(current: State, frozen: common.Frozen, key):
             return halves.learn(current, frozen, halves.roll(current, frozen, key), key)
 
         return jax.jit(step, donate_argnums=0)
     roll, learn = jax.jit(halves.roll), jax.jit(halves.learn, donate_argnums=0)
+    host = scoring.HostRewards(config, rewards, devices)
 
     def in_two(current: State, frozen: common.Frozen, key):
         rolled = roll(current, frozen, key)
-        images, labels = np.asarray(rolled.images), np.asarray(rolled.buffer.labels)
-        values = np.array(rolled.rewards)
-        for reward in hosts:
-            values[:, settings.names.index(reward.name)] = reward(images, labels)
-        return learn(current, frozen, rolled._replace(rewards=jnp.asarray(values)), key)
+        scored, errors = host.score(rolled.images, rolled.labels)
+        host.judge(errors, np.asarray(current.failing), int(current.refresh) + 1)
+        return learn(current, frozen, rolled, key, scored)
 
     return in_two
 
@@ -277,14 +282,16 @@ class _Halves:
             return (buffer, images, jnp.stack(scored, axis=1)), metrics
 
         (buffer, images, rewards), metrics = common.in_chunks(collect, noise, labels, seed_key, options.rollout_batch)
-        return Rolled(buffer, groups, images, rewards, metrics)
+        labels, images, rewards = scoring.laid_out((labels, images, rewards), self.devices)
+        return Rolled(buffer, groups, labels, images, rewards, metrics)
 
-    def learn(self, current: State, frozen: common.Frozen, rolled: Rolled, key):
-        """Updates the model on what was rolled out."""
+    def learn(self, current: State, frozen: common.Frozen, rolled: Rolled, key, scored: scoring.Scored | None = None):
+        """Updates the model on what was rolled out, and scored on the host."""
         options, settings = self.config.posttrain, self.settings
         *_, update_key = jax.random.split(jax.random.fold_in(key, current.refresh), 4)
         batches = options.buffer_size // options.batch_size
-        advantage, metrics = self._advantages(rolled)
+        rolled, failed, lost, counted = self._scored(rolled, scored)
+        advantage, metrics = self._advantages(rolled, lost)
         buffer = rolled.buffer._replace(advantages=advantage)
 
         def epoch(carry, key):
@@ -307,19 +314,35 @@ class _Halves:
             model = nft.update_old(model, settings.algorithm)
         else:
             model = model._replace(old=model.params)  # the policy that samples is the one that is trained
-        metrics |= rolled.metrics | {"control_energy": self._energy(model, frozen, rolled.buffer, update_key)}
-        return State(current.refresh + 1, model, balance), metrics | common.by_reward(measured, self.settings.names)
+        metrics |= counted | rolled.metrics | {"control_energy": self._energy(model, frozen, rolled.buffer, update_key)}
+        failing = jnp.where(failed, current.failing + 1, 0)
+        return State(current.refresh + 1, model, balance, failing), metrics | common.by_reward(measured, self.settings.names)
 
-    def _advantages(self, rolled: Rolled):
+    def _scored(self, rolled: Rolled, scored: scoring.Scored | None) -> tuple[Rolled, Any, Any, dict[str, Any]]:
+        """All rewards, NaN where there is none; which rewards failed [K], which samples lack one [batch], and metrics of that."""
+        chosen, values = common.rewards(self.config), rolled.rewards
+        failed = jnp.zeros(len(chosen), bool)
+        if scored is not None:
+            columns = np.array([index for index, reward in enumerate(chosen) if not reward.traced])
+            values, failed = values.at[:, columns].set(scored.values), failed.at[columns].set(scored.failed)
+        values, lost, metrics = scoring.masked(values, rolled.labels, chosen, failed)
+        return rolled._replace(rewards=values), failed, lost, metrics
+
+    def _advantages(self, rolled: Rolled, lost: Bool[Array, " batch"]):
         """[batch, K], or [batch, 1] where rewards or advantages are summed up; and metrics by reward."""
         settings, num_groups = self.settings, self.config.posttrain.buffer_size // self.config.posttrain.group_size
         values = rolled.rewards.T
         found, measured = advantages.group_advantages(values, rolled.groups, num_groups, settings.advantages)
         metrics = {f"{metric}/{name}": part[i] for metric, part in measured.items() for i, name in enumerate(settings.names)}
         scale = jnp.asarray(settings.weights)[:, None]
-        # A reward that does not apply to a sample adds nothing to its sum.
+        # A reward that does not apply to a sample adds nothing to its sum; a sample that lost one has no sum to be compared by.
         total = jnp.where(jnp.isnan(values), 0.0, scale * values).sum(axis=0)
-        metrics |= {"reward_mean": total.mean(), "reward_std": total.std(), "sample_spread": _spread(rolled, num_groups)}
+        total = jnp.where(lost, jnp.nan, total)
+        metrics |= {
+            "reward_mean": jnp.nanmean(total),
+            "reward_std": jnp.nanstd(total),
+            "sample_spread": _spread(rolled, num_groups),
+        }
         if settings.rule == "sum":
             found = advantages.group_advantages(total, rolled.groups, num_groups, settings.advantages)[0][None]
         elif settings.rule == "gdpo":

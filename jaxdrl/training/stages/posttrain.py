@@ -5,21 +5,37 @@ passes of minibatch updates over them.
 """
 
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int, PyTree
 
 from jaxdrl.errors import UserError
-from jaxdrl.training import compute, guard, loading, mesh, methods, models
+from jaxdrl.training import compute, guard, held_out, loading, mesh, methods, models
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
-from jaxdrl.training.methods import common
+from jaxdrl.training.methods import common, scoring
 from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_key
 from jaxdrl.weights import files
 
 name = "posttrain"
+
+
+class Saved(NamedTuple):
+    """What a checkpoint holds, so that a run which is killed and then stopped keeps the weights that it would have kept.
+
+    Attributes:
+        state: Of the method.
+        good: The last tuned weights with which nothing was wrong.
+        good_refresh: After which refresh; 0: the base.
+    """
+
+    state: Any
+    good: PyTree
+    good_refresh: Int[Array, ""]
 
 
 def run(run: Run) -> dict:
@@ -29,55 +45,66 @@ def run(run: Run) -> dict:
         run: The run, with pretrain and discriminator finished.
 
     Returns:
-        refreshes, gradient steps, the last refresh's metrics and the operations spent.
+        refreshes, which refresh's weights are kept, gradient steps, what the guard measured of the base and the operations spent.
 
     Raises:
-        UserError: If the algorithm is unknown, or the buffer is smaller than a batch.
+        UserError: If the algorithm is unknown, a setting is out of range, a metric is not finite, or rewards fail; then the same
+            command goes on from where it stopped.
     """
     config, options = run.config, run.config.posttrain
+    held_out.check(config)
     method = methods.of(config)
     settings = method.settings_from(config)
     base = loading.load_model(config, run.workdir, "base")
     reward = (loading.load_encoder(config, run.workdir, "reward"), loading.load_discriminator(run.workdir))
     frozen = mesh.place(common.Frozen(base, loading.load_tokenizer(config), *reward), run.mesh)
     step_fn = method.compile_step(config, settings, run.mesh)
-    writer, key, metrics = run.writer.for_stage(name), stage_key(config.seed, name), {}
-    start = method.initial_state(config, base)
+    others = held_out.HeldOut(run, name, base) if options.guard.every else None
+    writer, key = run.writer.for_stage(name), stage_key(config.seed, name)
     with Checkpoints(run.workdir / name / "checkpoints", config.runtime.checkpoint_seconds) as checkpoints:
-        restored = checkpoints.restore(start)
-        current = restored[1] if restored else mesh.place(start, run.mesh)
-        refresh = int(current.refresh)
+        saved = _restored(checkpoints, method.initial_state(config, base), run)
+        refresh = int(saved.state.refresh)
         writer.resume(refresh)
-        watch = guard.Guard(options.guard, [line for line in read_metrics(run.workdir) if line["stage"] == name])
-        good, stopped = _copy(method.trained(config, current)), ""
+        seen = [line for line in read_metrics(run.workdir) if line["stage"] == name]
+        watch = guard.Guard(options.guard, seen, others and others.base)
         progress = Progress(name, options.refreshes, unit="refresh", start=refresh, seconds=config.runtime.progress_seconds)
-        while refresh < options.refreshes:
+        while refresh < options.refreshes and not watch.stops:
             began = time.monotonic()
-            current, measured = step_fn(current, frozen, key)
+            try:
+                current, measured = step_fn(saved.state, frozen, key)
+            except scoring.RewardsFailed:
+                writer.flush()
+                if refresh not in checkpoints.steps():
+                    checkpoints.save(refresh, saved)
+                raise
             metrics = scalars(jax.device_get(measured))
             metrics["images_per_second"] = options.buffer_size / (time.monotonic() - began)
             refresh += 1
             _check_finite(metrics, refresh)
+            tuned = method.trained(config, current)
+            if others is not None and watch.due(refresh, last=refresh == options.refreshes):
+                metrics |= others.measure(method.weights(config, tuned, frozen))
             writer.write_scalars(refresh, metrics)
-            checkpoints.save_when_due(refresh, current, flush=writer.flush)
-            progress.update(refresh, reward=metrics["reward_mean"], kl=metrics["control_energy"])
             wrong = watch.check(metrics)
-            if wrong is None:
-                good = _copy(method.trained(config, current))
-            else:
+            if wrong is not None:
                 print(f"{name}: warning at refresh {refresh}: {wrong}", flush=True)
-            if watch.stops:
-                stopped = (
-                    f"stopped at refresh {refresh}: {wrong}; the weights kept are those of the last refresh without a warning"
-                )
-                print(f"{name}: {stopped}", flush=True)
-                break
+            # Where held-out images are looked at, what has not been looked at is not known to be good.
+            if wrong is None and (others is None or "held_out_coverage" in metrics):
+                saved = Saved(current, _copy(tuned), jnp.int32(refresh))
+            else:
+                saved = saved._replace(state=current)
+            checkpoints.save_when_due(refresh, saved, flush=writer.flush)
+            progress.update(refresh, reward=metrics["reward_mean"], kl=metrics["control_energy"])
         checkpoints.wait()
-    files.save_tree(run.workdir / name / "model.safetensors", jax.device_get(method.weights(config, good, frozen)))
+    stopped = _said(refresh, int(saved.good_refresh), watch)
+    weights = mesh.on_this_process(method.weights(config, saved.good, frozen), run.mesh)
+    files.save_tree(run.workdir / name / "model.safetensors", jax.device_get(weights))
     return {
         "refreshes": refresh,
+        "kept_refresh": int(saved.good_refresh),
         "stopped": stopped,
-        "gradient_steps": method.gradient_steps(current),
+        "held_out_base": others.base if others else {},
+        "gradient_steps": method.gradient_steps(saved.state),
         "flops": compute.posttrain_flops(config),
         "parameters": models.backbone(config).num_params,
     }
@@ -85,6 +112,27 @@ def run(run: Run) -> dict:
 
 # A copy, since the state is donated to the next step.
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
+
+
+def _restored(checkpoints: Checkpoints, start: Any, run: Run) -> Saved:
+    """The newest checkpoint, or the start, laid out over the devices."""
+    method = methods.of(run.config)
+    first = Saved(start, _copy(method.trained(run.config, start)), jnp.int32(0))
+    where = mesh.shardings(first, run.mesh)
+    template = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), first, where)
+    restored = checkpoints.restore(template)
+    return restored[1] if restored else mesh.place(first, run.mesh)
+
+
+def _said(refresh: int, kept: int, watch: guard.Guard) -> str:
+    """Why the run ended early, if it did; says which weights are kept where they are not the last."""
+    where = (
+        f"after refresh {kept}, the last with which nothing was found wrong" if kept else "of the base: no refresh was found good"
+    )
+    stopped = f"stopped at refresh {refresh}: {watch.wrong}; the weights kept are those {where}" if watch.stops else ""
+    if stopped or kept != refresh:
+        print(f"{name}: {stopped or f'the weights kept are those {where}'}", flush=True)
+    return stopped
 
 
 def scalars(metrics: dict) -> dict[str, float]:
@@ -114,4 +162,11 @@ def _check_finite(metrics: dict[str, float], refresh: int) -> None:
         raise UserError(
             f"posttrain: {', '.join(bad)} is not finite at refresh {refresh}; "
             "lower config.posttrain.learning_rate or config.posttrain.reward_scale (the last checkpoint is kept)"
+        )
+    prefix = "reward_not_finite/"
+    lost = {metric.removeprefix(prefix) for metric, value in metrics.items() if metric.startswith(prefix) and value >= 1}
+    if lost and all(value >= 1 for metric, value in metrics.items() if metric.startswith("missing_share/")):
+        raise UserError(
+            f"posttrain: no reward has a finite value at refresh {refresh} ({', '.join(sorted(lost))}); mend the reward or lower "
+            "config.posttrain.learning_rate (the last checkpoint is kept)"
         )
