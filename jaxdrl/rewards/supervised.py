@@ -169,22 +169,23 @@ def _in_time(call: Callable[[], Answer], seconds: float) -> Answer:
         try:
             answers.put((call(), None))
         except BaseException as error:  # a reward that exits must not take the run with it
-            answers.put((None, error))
+            answers.put((None, error.with_traceback(None)))
 
     threading.Thread(target=work, daemon=True).start()
     try:
         answer, error = answers.get(timeout=seconds)
     except queue.Empty:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
-    if isinstance(error, Exception):
-        raise error
-    if error is not None:
-        raise RuntimeError(one_line(error))
-    return answer
+    if error is None:
+        return answer
+    try:
+        raise error if isinstance(error, Exception) else RuntimeError(one_line(error))
+    finally:
+        del error  # its traceback holds this frame, and above that of a thread: circles, which keep processes that nobody needs
 
 
 class _Process:
-    """A process with one reward in it, at the end of a pipe; killed when nobody refers to it any more."""
+    """A process with one reward in it, at the end of a pipe; killed when this object is collected."""
 
     def __init__(self, fields: dict[str, Any]) -> None:
         self._fields, self._process, self._pipe = fields, None, None

@@ -9,9 +9,7 @@ _KEYS = "config.posttrain.guard"
 class Guard:
     """Counts refreshes in a row in which something is wrong."""
 
-    def __init__(
-        self, options: Any, history: Sequence[Mapping[str, float]] = (), base: Mapping[str, float] | None = None
-    ) -> None:
+    def __init__(self, options: Any, history: Sequence[Mapping[str, Any]] = (), base: Mapping[str, float] | None = None) -> None:
         """Takes the limits, and what a resumed run has seen.
 
         Args:
@@ -38,7 +36,7 @@ class Guard:
         """
         return self._base is not None and (last or self._suspicious or refresh % self._options.every == 0)
 
-    def check(self, metrics: Mapping[str, float]) -> str | None:
+    def check(self, metrics: Mapping[str, Any]) -> str | None:
         """Looks at one refresh.
 
         Args:
@@ -66,7 +64,7 @@ class Guard:
         """Whether the run is to end: `patience` bad refreshes in a row."""
         return self._bad >= self._options.patience
 
-    def _spreads(self, metrics: Mapping[str, float]) -> list[str]:
+    def _spreads(self, metrics: Mapping[str, Any]) -> list[str]:
         found, normal = [], self._normal
         spread = metrics.get("sample_spread")
         if spread is not None and spread < self._options.spread * normal["sample_spread"]:
@@ -84,17 +82,17 @@ class Guard:
                 )
         return found
 
-    def _energy(self, metrics: Mapping[str, float]) -> list[str]:
+    def _energy(self, metrics: Mapping[str, Any]) -> list[str]:
         energy = metrics["control_energy"]
         too_far = 0 < self._options.energy < energy
         return [f"the model is {energy:.3g} nats from the base ({_KEYS}.energy)"] if too_far else []
 
-    def _not_finite(self, metrics: Mapping[str, float]) -> list[str]:
+    def _not_finite(self, metrics: Mapping[str, Any]) -> list[str]:
         prefix = "reward_not_finite/"
         lost = [name.removeprefix(prefix) for name, value in metrics.items() if name.startswith(prefix) and value >= 1]
         return [f"the reward {name} is finite for no image" for name in lost]
 
-    def _held_out(self, metrics: Mapping[str, float], base: Mapping[str, float]) -> list[str]:
+    def _held_out(self, metrics: Mapping[str, Any], base: Mapping[str, float]) -> list[str]:
         found = []
         before, now = base["held_out_coverage"], metrics["held_out_coverage"]
         if 0 < self._options.coverage < before - now:
