@@ -372,8 +372,8 @@ def _balance() -> Config:
             "gram": "amortised",  # marble: exact | amortised | sketch, see balancing/gradients.py
             "solve_every": 10,  # N of amortised
             "decay": 0.7,  # rho of the amortised weights
-            "average": 0.7,  # rho of the sketched Gram matrix
-            "layers": ("^final_",),  # regular expressions: the parameters that a sketch looks at
+            "average": 0.3,  # rho of the sketched Gram matrix
+            "layers": ("^final_.*linear",),  # regular expressions: the parameters that a sketch looks at; the last layer
         }
     )
 

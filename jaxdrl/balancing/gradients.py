@@ -9,9 +9,17 @@ pass, so a step has the cost of a single reward's once c is known. c needs the G
 
     "exact"       K backward passes at every step; c from (4) of `marble.py`;
     "amortised"   the paper's: exact at every N-th step, c = alpha, averaged over full steps, at the others (unnormalised, as stated there);
-    "sketch"      g_k restricted to some layers, at every step. The backward pass stops behind the last of them: with the final layer
-                  alone it costs next to nothing. The sketched Gram is averaged, G <- rho G + (1 - rho) G_step, which takes out
-                  what one minibatch's noise adds, and norms enter (4) by their ratios only.
+    "sketch"      g_k restricted to some layers S, at every step,
+
+                      G_kl = sum_{layers in S} <g_k, g_l>,    G <- rho G + (1 - rho) G_kl of this step.             (2)
+
+                  The backward pass stops behind the last of them, and norms enter (4) of `marble.py` by their ratios only.
+
+S is the last linear layer. Its inputs and the residuals of all rewards are there after the forward pass, so that K rewards cost K
+products of a batch of tokens with a batch of residuals, whatever the depth. All layers, S the whole network, are "exact" with an average.
+`benchmarks/marble_gram.py` compares choices. On handwritten digits the modulation of the head (adaLN) must stay out: its gradients
+depend on classes and times more than on images, and are the longer ones. A part of the batch, with all layers, costs more and is worse:
+a minibatch's cosines are mostly its own noise. For the same reason rho is small: the step follows the gradients of *this* minibatch.
 """
 
 import re
@@ -44,8 +52,8 @@ class Settings:
 
     gram: str = "amortised"
     program: marble.Settings = field(default_factory=marble.Settings)
-    layers: tuple[str, ...] = ("^final_",)
-    average: float = 0.7
+    layers: tuple[str, ...] = ("^final_.*linear",)
+    average: float = 0.3
     micro_batches: int = 1
 
     def __post_init__(self) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdrl import backbones
 from jaxdrl.balancing import gradients, marble
 
 K = 3
@@ -12,7 +13,7 @@ K = 3
 
 def _network(params, x):
     hidden = jnp.tanh(x @ params["first"]["kernel"])
-    return hidden @ params["final_layer"]["kernel"] + params["final_layer"]["bias"]
+    return hidden @ params["final_linear"]["kernel"] + params["final_linear"]["bias"]
 
 
 def _losses(params, batch):
@@ -30,7 +31,7 @@ def problem():
     rng = np.random.default_rng(0)
     params = {
         "first": {"kernel": jnp.asarray(rng.normal(size=(5, 8)), jnp.float32)},
-        "final_layer": {"kernel": jnp.asarray(rng.normal(size=(8, K)) * 0.3, jnp.float32), "bias": jnp.zeros(K)},
+        "final_linear": {"kernel": jnp.asarray(rng.normal(size=(8, K)) * 0.3, jnp.float32), "bias": jnp.zeros(K)},
     }
     target = rng.normal(size=(24, K)).astype(np.float32)
     target[:, 1] = -target[:, 0] + 0.1 * target[:, 1]
@@ -107,7 +108,7 @@ def test_a_sketch_is_the_gram_of_the_chosen_layers(problem, micro_batches):
     found, state, metrics = _call(problem, settings)
     params, batch = problem
     part = jax.tree.map(lambda leaf: leaf[::micro_batches], batch)
-    parts = [_flat(one["final_layer"]) for one in _separate(params, part)[:-1]]
+    parts = [_flat(one["final_linear"]) for one in _separate(params, part)[:-1]]
     gram = np.array([[a @ b for b in parts] for a in parts])
     np.testing.assert_allclose(state.gram, gram, rtol=1e-4, atol=1e-7)
     alpha, norms = marble.balance(jnp.asarray(gram, jnp.float32), settings.program)
@@ -120,9 +121,47 @@ def test_a_sketch_is_the_gram_of_the_chosen_layers(problem, micro_batches):
 
 
 def test_a_sketch_of_all_layers_is_exact(problem):
-    exact, _, _ = _call(problem, gradients.Settings(gram="exact"))
-    sketch, _, _ = _call(problem, gradients.Settings(gram="sketch", layers=("",)))
+    exact, state, metrics = _call(problem, gradients.Settings(gram="exact"))
+    sketch, sketched, found = _call(problem, gradients.Settings(gram="sketch", layers=("",)))
     np.testing.assert_allclose(_flat(sketch), _flat(exact), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(sketched.gram, state.gram, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found["alpha"], metrics["alpha"], atol=1e-4)
+
+
+def test_the_default_sketch_is_a_kernel_between_samples(problem):
+    """Losses that share their residuals, l_k = sum_i w_ki L_i: G = W H W^T with H_ij = (<a_i, a_j> + 1) <d_i, d_j>, up to scale."""
+    params, batch = problem
+    rng = np.random.default_rng(1)
+    weights, target = rng.normal(size=(24, 4)).astype(np.float32), rng.normal(size=(24, K)).astype(np.float32)
+
+    def losses(params, part):
+        per_sample = ((_network(params, part["x"]) - part["target"]) ** 2).sum(axis=1)
+        count = jnp.full(5, len(per_sample), jnp.float32)
+        return jnp.append(per_sample @ part["weights"], 0.0), (count, {})
+
+    given = {"x": batch["x"], "target": jnp.asarray(target), "weights": jnp.asarray(weights)}
+    settings = gradients.Settings(gram="sketch")
+    step = jax.jit(lambda: gradients.balanced(losses, params, given, gradients.initial(4), jnp.int32(0), settings))
+    _, state, _ = step()
+    inputs = np.tanh(np.asarray(batch["x"]) @ np.asarray(params["first"]["kernel"]))
+    residuals = 2 * (np.asarray(_network(params, batch["x"])) - target)
+    kernel = (inputs @ inputs.T + 1) * (residuals @ residuals.T)
+    expected = weights.T @ kernel @ weights / 24**2
+    np.testing.assert_allclose(state.gram, expected, rtol=1e-3, atol=1e-4 * expected.max())
+    assert np.abs(expected - np.diag(np.diag(expected))).max() > 0.1 * expected.max()
+
+
+@pytest.mark.parametrize("name", ["SiT-S/2", "REPA-SiT-B/2", "JiT-B/16", "DiTDH-S"])
+def test_the_default_sketch_is_of_the_last_linear_layer(name):
+    network = backbones.create(name, scan_layers=True)
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    chosen = gradients.matching(params, gradients.Settings().layers)
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    taken = {
+        jax.tree_util.keystr(path, simple=True, separator="/") for (path, _), take in zip(leaves, chosen, strict=True) if take
+    }
+    layer = "final_linear" if "SiT" in name else "final_layer/linear"
+    assert taken == {f"{layer}/kernel", f"{layer}/bias"}
 
 
 def test_the_sketchs_backward_pass_ends_behind_its_layers(problem):
@@ -134,7 +173,7 @@ def test_the_sketchs_backward_pass_ends_behind_its_layers(problem):
             rows = jnp.arange(count) % K
             return jnp.append(sums[rows], sums[-1]), (jnp.append(weights[rows], weights[-1]), metrics)
 
-        wide = {"first": {"kernel": jnp.ones((256, 256))}, "final_layer": {"kernel": jnp.ones((256, K)), "bias": jnp.zeros(K)}}
+        wide = {"first": {"kernel": jnp.ones((256, 256))}, "final_linear": {"kernel": jnp.ones((256, K)), "bias": jnp.zeros(K)}}
         batch = {"x": jnp.ones((64, 256)), "target": jnp.ones((64, K))}
         step = jax.jit(lambda p, b: gradients.balanced(losses, p, b, gradients.initial(count), jnp.int32(0), settings)[0])
         return step.lower(wide, batch).compile().cost_analysis()["flops"]
