@@ -26,9 +26,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "flow_grpo")
     config.name = "grpo_digits"
     config.posttrain.rewards = ml_collections.ConfigDict({"jpeg_compressibility": {}})
-    config.posttrain.update(epochs=2)
+    config.posttrain.epochs = 2
     # Log-probabilities are means over 64 dimensions: their ratios move eight times as far from 1 as those of a 512-pixel image.
-    config.posttrain.flow_grpo.update(num_steps=10, clip_range=1e-3, kl_weight=0.04)
+    config.posttrain.flow_grpo.update(num_steps=10, clip_range=1e-3, kl_weight=0.06)
+    config.posttrain.guard.energy = 20.0
     if variant == "tiny":
         return jaxdrl_config.tiny(config)
     jaxdrl_config.check_variant(variant)

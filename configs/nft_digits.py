@@ -26,7 +26,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
     config.name = "nft_digits"
     config.posttrain.rewards = ml_collections.ConfigDict({"jpeg_compressibility": {}})
-    config.posttrain.nft.update(num_steps=10, kl_weight=0.3)
+    config.posttrain.nft.update(num_steps=10, kl_weight=0.18, times="uniform", times_per_sample=8)
+    config.posttrain.guard.energy = 20.0
     if variant == "tiny":
         return jaxdrl_config.tiny(config)
     jaxdrl_config.check_variant(variant)

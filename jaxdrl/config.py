@@ -109,7 +109,7 @@ def policy_gradient(config: Config, algorithm: str) -> Config:
     """
     config = small(config)
     config.data.name, config.pretrain.steps, config.pretrain.shipped = "digits", 150000, "drl_digits"
-    config.posttrain.update(algorithm=algorithm, refreshes=60, epochs=1, buffer_size=480, batch_size=240, group_size=24)
+    config.posttrain.update(algorithm=algorithm, refreshes=80, epochs=1, buffer_size=240, batch_size=240, group_size=24)
     config.posttrain.update(rollout_batch=0, learning_rate=3e-4, warmup_steps=5, decay="constant")
     config.evaluate.update(controls=False, best_guidance=False)
     return config

@@ -95,7 +95,13 @@ def initial(num_rewards: int) -> State:
 
 
 def balanced(
-    losses: Losses, params: PyTree, batch: PyTree, state: State, step: Int[Array, ""], settings: Settings
+    losses: Losses,
+    params: PyTree,
+    batch: PyTree,
+    state: State,
+    step: Int[Array, ""],
+    settings: Settings,
+    plain: Float[Array, " k"] | None = None,
 ) -> tuple[PyTree, State, dict[str, Float[Array, "..."]]]:
     """The gradient of one step.
 
@@ -106,11 +112,23 @@ def balanced(
         state: From `initial` or the step before.
         step: Number of the step.
         settings: See `Settings`.
+        plain: Coefficients of the sum to compare with, such as that of the raw rewards; None: ones.
 
     Returns:
         (gradient, state, metrics): besides the losses' own, `alpha` [K], `cosine` [K] (of every reward's gradient, as far as it is known,
-        with the update, the KL term left out), `conflict_rate` and `gram_norm` [K].
+        with the update, the KL term left out), `worst_cosine`, the least of them, `worst_cosine_of_sum`, what it would be for the
+        plain sum, `conflict_rate` and `gram_norm` [K].
     """
+    gradient, state, metrics = _balanced(losses, params, batch, state, step, settings)
+    gram = metrics.pop("gram")
+    ones = jnp.ones(len(gram)) if plain is None else plain
+    usable = jnp.isfinite(jnp.diagonal(gram)) & (jnp.diagonal(gram) > 0)
+    worst = lambda cosines: jnp.where(usable.any(), jnp.min(cosines, where=usable, initial=1.0), 0.0)  # noqa: E731
+    metrics |= {"worst_cosine": worst(metrics["cosine"]), "worst_cosine_of_sum": worst(marble.cosines(gram, ones))}
+    return gradient, state, metrics
+
+
+def _balanced(losses, params, batch, state: State, step, settings: Settings):
     if settings.gram == "sketch":
         return _sketched(losses, params, batch, state, settings)
     full = marble.is_full_step(step, settings.program) if settings.gram == "amortised" else True
@@ -260,4 +278,5 @@ def _diagnostics(gram, alpha, coefficients) -> dict[str, Float[Array, "..."]]:
         "cosine": marble.cosines(gram, coefficients),
         "conflict_rate": marble.conflict_rate(gram),
         "gram_norm": jnp.sqrt(jnp.maximum(jnp.diagonal(gram), 0.0)),
+        "gram": gram,
     }

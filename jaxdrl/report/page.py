@@ -297,6 +297,7 @@ def _of_rewards(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, st
     ):
         curves.append((title, label, [f"{metric}/{name}" for name in rewards]))
     curves += [
+        ("The worst reward's gradient and the update", "cosine", ["worst_cosine", "worst_cosine_of_sum"]),
         ("Rewards in conflict", "share of pairs", ["conflict_rate"]),
         ("Spread within a condition", "pixels", ["sample_spread"]),
     ]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from jaxdrl.config import Config
 from jaxdrl.encoders import Encoder
@@ -78,17 +78,19 @@ def logit_space(config: Config, workdir: Path, reward: Space) -> Space:
     )
 
 
-def reward_spaces(config: Config, workdir: Path) -> list[Space]:
+def reward_spaces(config: Config, workdir: Path, weights: Mapping[str, PyTree]) -> list[Space]:
     """The rewards of `config.posttrain.rewards`, a space each of two dimensions: value, and whether the reward applies.
 
     Args:
         config: Of the run.
         workdir: With its encoders and discriminator trained.
+        weights: From `reward_weights.load`.
 
     Returns:
         Spaces "reward_LABEL". Rewards on the host are computed there.
     """
-    params = (loading.load_encoder(config, workdir, "reward"), loading.load_discriminator(workdir))
+    encoder, head = loading.load_encoder(config, workdir, "reward"), loading.load_discriminator(workdir)
+    params = common.Frozen(None, None, encoder, head, weights)
     fingerprint = files.fingerprint(params)
     networks = {traced: Network(params=params, apply=_rewards(config, traced), traced=traced) for traced in (True, False)}
     found = []
@@ -106,7 +108,7 @@ def _rewards(config: Config, traced: bool):
 
     def apply(params, images, labels) -> dict[str, Any]:
         found = {}
-        for reward in common.rewards(config, *params):
+        for reward in common.rewards(config, params):
             if reward.traced == traced:
                 values = reward(images, labels)
                 known = ~xp.isnan(values)

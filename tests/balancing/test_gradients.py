@@ -74,7 +74,19 @@ def test_exact_is_the_papers_direction(problem, micro_batches):
     np.testing.assert_allclose(metrics["alpha"], alpha, atol=1e-4)
     np.testing.assert_allclose(metrics["gram_norm"], norms, rtol=1e-4)
     assert (np.asarray(metrics["cosine"]) > -1e-4).all() and float(metrics["conflict_rate"]) > 0
+    assert metrics["worst_cosine"] == metrics["cosine"].min() and "gram" not in metrics
     np.testing.assert_allclose(state.alpha, alpha, atol=1e-4)
+
+
+def test_the_plain_sum_is_compared_with(problem):
+    settings, plain = gradients.Settings(gram="exact"), np.array([0.1, 3.0, 0.2], np.float32)
+    *_, metrics = jax.jit(
+        lambda p, b: gradients.balanced(_losses, p, b, gradients.initial(K), jnp.int32(0), settings, jnp.asarray(plain))
+    )(*problem)
+    parts = np.stack([_flat(part) for part in _separate(*problem)[:-1]])
+    total = plain @ parts
+    cosines = parts @ total / np.linalg.norm(parts, axis=1) / np.linalg.norm(total)
+    assert float(metrics["worst_cosine_of_sum"]) == pytest.approx(cosines.min(), abs=1e-4)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])

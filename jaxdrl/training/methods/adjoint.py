@@ -179,7 +179,7 @@ class _Refresh:
     def collect(self, current: State, frozen: common.Frozen, noise_key, sde_key):
         """The buffer, and metrics."""
         options, network, settings = self.config.posttrain, models.backbone(self.config), self.settings
-        tokenizer, chosen = models.tokenizer(self.config), common.rewards(self.config, frozen.encoder, frozen.head)
+        tokenizer, chosen = models.tokenizer(self.config), common.rewards(self.config, frozen)
         noise = jax.random.normal(noise_key, (options.buffer_size, *network.sample_shape), jnp.float32)
         labels = jnp.arange(options.buffer_size, dtype=jnp.int32) % network.num_classes
         noise, labels = mesh.constrain_batch((noise, labels), self.devices)

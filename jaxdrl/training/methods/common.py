@@ -1,6 +1,6 @@
 """What the methods of post-training share: their rewards and the balance of these, adapters, how rollouts are cut, and the optimizer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,12 +15,21 @@ from jaxdrl.training import lora, models, state
 
 
 class Frozen(NamedTuple):
-    """What the step reads and never changes: the KL reference and the way from its space to the reward."""
+    """What the step reads and never changes: the KL reference and the way from its space to the rewards.
+
+    Attributes:
+        base: The KL reference.
+        tokenizer: Decodes samples.
+        encoder: The reward encoder, of the discriminator and the class head.
+        head: The discriminator's.
+        rewards: Label -> weights, of rewards that have their own, from `training/reward_weights.py`.
+    """
 
     base: PyTree
     tokenizer: PyTree
     encoder: PyTree
     head: PyTree
+    rewards: Mapping[str, PyTree] = {}
 
 
 def in_chunks(collect, noise, labels, key, size: int):
@@ -65,13 +74,12 @@ def optimizer(config: Config):
     )
 
 
-def rewards(config: Config, encoder: PyTree | None = None, head: PyTree | None = None) -> list[Reward]:
-    """The rewards of `config.posttrain.rewards`; the discriminator's logit is given its weights.
+def rewards(config: Config, weights: Frozen | None = None) -> list[Reward]:
+    """The rewards of `config.posttrain.rewards`, with their weights bound.
 
     Args:
         config: A run's config.
-        encoder: Weights of the reward encoder; None where rewards are asked for their names and kinds only.
-        head: Weights of the discriminator, or None.
+        weights: Encoder, discriminator and others; None where rewards are asked for their names and kinds only.
 
     Returns:
         The rewards, in the config's order.
@@ -79,13 +87,16 @@ def rewards(config: Config, encoder: PyTree | None = None, head: PyTree | None =
     Raises:
         UserError: If a name or a field is unknown, or a needed field is missing.
     """
+    known = weights or Frozen(None, None, None, None)
+    encode = lambda images: models.features(config, "reward")(known.encoder, images)  # noqa: E731
     found = []
     for label, given in dict(config.posttrain.rewards).items():
         fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
         name = fields.pop("name", label)
         if name == "discriminator":
-            encode = models.features(config, "reward")
-            fields |= {"params": head, "features": lambda images, encode=encode: encode(encoder, images)}
+            fields |= {"params": known.head, "features": encode}
+        elif name == "class_confidence":
+            fields |= {"head": known.rewards.get(label), "features": encode}
         try:
             found.append(reward_functions.create(name, label=label, **fields))
         except UserError as error:

@@ -269,7 +269,7 @@ class _Halves:
         conditions = _conditions(label_key, options.buffer_size // options.group_size, network.num_classes)
         labels = conditions[groups]
         noise, labels, groups = mesh.constrain_batch((noise, labels, groups), self.devices)
-        chosen = common.rewards(self.config, frozen.encoder, frozen.head)
+        chosen = common.rewards(self.config, frozen)
         # Merged once, not at every step of the sampler.
         policy = common.merged(self.settings.lora, frozen.base, current.model.old)
 
@@ -292,6 +292,8 @@ class _Halves:
         batches = options.buffer_size // options.batch_size
         rolled, failed, lost, counted = self._scored(rolled, scored)
         advantage, metrics = self._advantages(rolled, lost)
+        # With normalised advantages the sum of raw rewards weighs each by its spread.
+        shares = jnp.stack([metrics[f"reward_spread/{name}"] for name in settings.names]) * jnp.asarray(settings.weights)
         buffer = rolled.buffer._replace(advantages=advantage)
 
         def epoch(carry, key):
@@ -302,7 +304,7 @@ class _Halves:
             def minibatch(carry, inputs):
                 index, key = inputs
                 batch = mesh.constrain_batch(jax.tree.map(lambda values: values[index], buffer), self.devices)
-                return self._update(carry, frozen, batch, key)
+                return self._update(carry, frozen, batch, key, shares)
 
             return jax.lax.scan(minibatch, carry, (order.reshape(batches, -1), jax.random.split(step_key, batches)))
 
@@ -350,7 +352,7 @@ class _Halves:
             found = (total / (total.std() + settings.advantages.epsilon))[None]
         return found.T, metrics
 
-    def _update(self, carry, frozen: common.Frozen, batch: Any, key):
+    def _update(self, carry, frozen: common.Frozen, batch: Any, key, shares):
         model, balance = carry
         settings, (optimizer, _) = self.settings, common.optimizer(self.config)
         velocity = self._velocity(frozen)
@@ -361,11 +363,12 @@ class _Halves:
             return flow_grpo.loss(velocity, trained, model.reference, part, settings.algorithm)
 
         if settings.rule == "marble":
-            grads, balance, metrics = gradients.balanced(losses, model.params, batch, balance, model.step, settings.balance)
+            step, how = model.step, settings.balance
+            grads, balance, metrics = gradients.balanced(losses, model.params, batch, balance, step, how, shares)
         else:
             num = batch.advantages.shape[1]
-            shares = jnp.append(jnp.full(num, 1 / num), 1.0)
-            grads, metrics = gradients.combined(losses, model.params, batch, shares, settings.balance.micro_batches)
+            mean = jnp.append(jnp.full(num, 1 / num), 1.0)
+            grads, metrics = gradients.combined(losses, model.params, batch, mean, settings.balance.micro_batches)
         schedule = settings.algorithm if isinstance(settings.algorithm, nft.Settings) else nft.Settings()
         updated = nft.apply_gradients(model, grads, optimizer, schedule)
         return (updated, balance), metrics | norms(model.params, updated.params, grads)

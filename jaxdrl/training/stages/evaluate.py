@@ -19,7 +19,7 @@ from jaxdrl.evaluation import classifier, drift, frechet, memorisation, protocol
 from jaxdrl.evaluation.collect import Collected, ImageSource, collect
 from jaxdrl.evaluation.image_sources import Split
 from jaxdrl.evaluation.sampling import Guidance
-from jaxdrl.training import generation, loading, measuring
+from jaxdrl.training import generation, loading, measuring, reward_weights
 from jaxdrl.training.context import Run
 from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
@@ -77,7 +77,8 @@ class _Sets:
         self._logit = measuring.logit_space(run.config, run.workdir, self.spaces[0])
         colour = [spaces.image_statistics("drift")] if run.config.data.image_shape[2] == 3 else []
         self.rewards = list(dict(run.config.posttrain.rewards))
-        self._all = [*self.spaces, self._logit, *colour, *measuring.reward_spaces(run.config, run.workdir)]
+        scores = measuring.reward_spaces(run.config, run.workdir, reward_weights.load(run))
+        self._all = [*self.spaces, self._logit, *colour, *scores]
         self.generated: list[str] = []
         self._rows: dict[str, Collected] = {}
         self._chosen = np.zeros(0, int)

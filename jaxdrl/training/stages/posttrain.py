@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from jaxdrl.errors import UserError
-from jaxdrl.training import compute, guard, held_out, loading, mesh, methods, models
+from jaxdrl.training import compute, guard, held_out, loading, mesh, methods, models, reward_weights
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.methods import common, scoring
@@ -56,8 +56,9 @@ def run(run: Run) -> dict:
     method = methods.of(config)
     settings = method.settings_from(config)
     base = loading.load_model(config, run.workdir, "base")
-    reward = (loading.load_encoder(config, run.workdir, "reward"), loading.load_discriminator(run.workdir))
-    frozen = mesh.place(common.Frozen(base, loading.load_tokenizer(config), *reward), run.mesh)
+    encoder, head = loading.load_encoder(config, run.workdir, "reward"), loading.load_discriminator(run.workdir)
+    frozen = common.Frozen(base, loading.load_tokenizer(config), encoder, head, reward_weights.load(run))
+    frozen = mesh.place(frozen, run.mesh)
     step_fn = method.compile_step(config, settings, run.mesh)
     others = held_out.HeldOut(run, name, base) if options.guard.every else None
     writer, key = run.writer.for_stage(name), stage_key(config.seed, name)
