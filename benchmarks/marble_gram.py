@@ -1,16 +1,18 @@
 r"""Where MARBLE's Gram matrix may come from: how far each cheap one is from the exact one, and what a step costs.
 
-    python benchmarks/marble_gram.py --out=runs/marble_gram [--only=error,speed] [--seeds=0,1] [--refreshes=40] [--rounds=15]
+    python benchmarks/marble_gram.py --out=runs/marble_gram [--only=error,speed] [--seeds=0,1,2] [--refreshes=40] [--rounds=15]
+        [--counts=1,2,5,8] [--generators=digits,wider]
 
 error   DiffusionNFT on five rewards (configs/marble_digits.py), the exact program at every step. At each minibatch every reward's
         gradient is computed on 16 parts, and their inner products kept by layer: every estimator below is then arithmetic on the same
         numbers. |alpha - alpha*|_1 and the least true cosine are those of the step that would be taken; held out: estimator and step
         see one half of the minibatch, the cosines are with the gradients of the other half.
 speed   one update with 1, 2, 5 and 8 rewards on the same batch, in CPU time of the process: variants take turns, and ratios are to a
-        single reward's step in the same round, medians over rounds; on the digits' generator and on one with six wider blocks. Pin it
-        to one core (`taskset -c 0`); beside other work ratios still vary by a few hundredths.
+        single reward's step in the same round, medians over rounds; on the digits' generator (width 16, depth 2, 16 tokens; 240 samples
+        at 9 times) and on a wider one (width 128, depth 6, 64 tokens; 32 samples at one time). Pin it to one core (`taskset -c 0`);
+        beside other work ratios still vary by a few hundredths.
 
-Prints Markdown tables and writes OUT/error.json and OUT/speed.json.
+Prints Markdown tables (errors: mean and standard deviation over seeds) and writes OUT/error.json and OUT/speed.json.
 """
 
 import argparse
@@ -57,9 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--only", default=("error", "speed"), type=lambda text: text.split(","))
-    parser.add_argument("--seeds", default=[0, 1], type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--seeds", default=[0, 1, 2], type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--refreshes", default=40, type=int, help="of two minibatches each")
     parser.add_argument("--rounds", default=15, type=int)
+    parser.add_argument("--counts", default=[1, 2, 5, 8], type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--generators", default=["digits", "wider"], type=lambda text: text.split(","))
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     for part in options.only:
@@ -82,10 +86,11 @@ def error(options: argparse.Namespace) -> dict[str, Any]:
     for seed in options.seeds:
         grams = record(workdir, seed, options.refreshes)
         found[seed] = {name: measure(grams, estimate) for name, estimate in estimators().items()}
-        print(f"\nseed {seed}: {len(grams['all layers'])} minibatches, the first {BURN} left out\n")
-        print(f"| estimator | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
-        for name, numbers in found[seed].items():
-            print(f"| {name} | {' | '.join(f'{numbers[column]:.3f}' for column in COLUMNS)} |", flush=True)
+        print(f"seed {seed}: {len(grams['all layers'])} minibatches, the first {BURN} left out", flush=True)
+    print(f"\n| estimator | {' | '.join(name.replace('_', ' ') for name in COLUMNS)} |\n|{'---|' * (len(COLUMNS) + 1)}")
+    for name in estimators():
+        values = {column: [found[seed][name][column] for seed in options.seeds] for column in COLUMNS}
+        print(f"| {name} | {' | '.join(f'{np.mean(seeds):.3f} ({np.std(seeds):.3f})' for seeds in values.values())} |")
     return found
 
 
@@ -274,27 +279,24 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
         Ratios and seconds by generator, number of rewards and rule.
     """
     found = {}
-    for name, rows in (
-        ("digits: width 16, depth 2, 16 tokens, 240 samples", 0),
-        ("width 128, depth 6, 64 tokens, 32 samples", 32),
-    ):
+    for name in options.generators:
         config: Any = marble_digits.get_config()
-        if rows:
+        if name == "wider":
             config.backbone.update(width=128, depth=6, num_heads=4)
-            config.data.image_shape, config.posttrain.batch_size = (16, 16, 1), rows
+            config.data.image_shape, config.posttrain.batch_size = (16, 16, 1), 32
             config.posttrain.nft.times_per_sample = 1
-        found[name] = _timed(config, options.rounds)
+        found[name] = _timed(config, options.counts, options.rounds)
         print(f"\n{name}; a single reward's step: {found[name]['single']:.3f} s of CPU time\n")
-        print("| rule | K = 1 | K = 2 | K = 5 | K = 8 |\n|---|---|---|---|---|")
+        print(f"| rule | {' | '.join(f'K = {count}' for count in options.counts)} |\n|{'---|' * (len(options.counts) + 1)}")
         for rule, ratios in found[name]["speed"].items():
-            print(f"| {rule} | {' | '.join(f'{ratios[count]:.3f}' for count in (1, 2, 5, 8))} |", flush=True)
+            print(f"| {rule} | {' | '.join(f'{ratios[count]:.3f}' for count in options.counts)} |", flush=True)
     return found
 
 
-def _timed(config: Any, rounds: int) -> dict[str, Any]:
+def _timed(config: Any, counts: list[int], rounds: int) -> dict[str, Any]:
     """Speed, a single reward's seconds over the rule's, in the median round."""
     variants = {("single", 1): _step(config, 1, None)}
-    for count in (1, 2, 5, 8):
+    for count in counts:
         for gram in ("equal weights", "exact", "amortised", "sketch"):
             variants[gram, count] = _step(config, count, gram)
     seconds = {name: [] for name in variants}

@@ -17,9 +17,10 @@ pass, so a step has the cost of a single reward's once c is known. c needs the G
 
 S is the last linear layer. Its inputs and the residuals of all rewards are there after the forward pass, so that K rewards cost K
 products of a batch of tokens with a batch of residuals, whatever the depth. All layers, S the whole network, are "exact" with an average.
-`benchmarks/marble_gram.py` compares choices. On handwritten digits the modulation of the head (adaLN) must stay out: its gradients
-depend on classes and times more than on images, and are the longer ones. A part of the batch, with all layers, costs more and is worse:
-a minibatch's cosines are mostly its own noise. For the same reason rho is small: the step follows the gradients of *this* minibatch.
+`benchmarks/marble_gram.py` compares choices (numbers: docs/marble.md). On handwritten digits the modulation of the head (adaLN) must
+stay out: its gradients depend on classes and times more than on images, and are the longer ones. A part of the batch, with all layers,
+costs more and is worse: a minibatch's cosines are mostly its own noise. For the same reason rho is small: the step follows the gradients
+of *this* minibatch.
 """
 
 import re
