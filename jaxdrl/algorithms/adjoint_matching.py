@@ -151,8 +151,9 @@ def collect(
         velocity: `velocity(params, x, t, y)`.
         params: The current model, theta.
         base_params: The base model.
-        reward: `reward(x, y) -> [batch]` on the model's own space (the decoder is part of it), differentiable in x. Or [batch, m], NaN
-            where one does not apply: their sum with `reward_weights` is the reward.
+        reward: `reward(x, y) -> [batch]` on the model's own space (the decoder is part of it), differentiable in x. Or [batch, m],
+            whose sum with `reward_weights` is the reward. Where one does not apply it is NaN, and its derivative 0, as
+            `rewards.Reward` sees to: one that is not finite would spoil the others' (0 * NaN).
         noise: X_0, standard normal.
         labels: y.
         key: For the SDE's noise.
@@ -190,7 +191,7 @@ def collect_per_reward(
         velocity: `velocity(params, x, t, y)`.
         params: The current model, theta.
         base_params: The base model.
-        rewards: `rewards(x, y) -> [batch, m]`, differentiable in x; NaN where one does not apply.
+        rewards: `rewards(x, y) -> [batch, m]`, as in `collect`.
         noise: X_0, standard normal.
         labels: y.
         key: For the SDE's noise.
@@ -205,8 +206,6 @@ def collect_per_reward(
     count = values.shape[1]
     units = jnp.broadcast_to(jnp.eye(count)[:, None], (count, *values.shape))
     gradients = jax.vmap(lambda unit: pullback(unit)[0])(units)
-    applies = ~jnp.isnan(values.T).reshape((count, -1) + (1,) * (noise.ndim - 1))
-    gradients = jnp.where(applies, gradients, 0.0)
     terminals = -settings.reward_scale * gradients  # (7)
     adjoints, base = lean_adjoints(lambda x, t: velocity(base_params, x, t, labels), states, terminals, schedule)
     buffer = PerRewardBuffer(

@@ -1,4 +1,7 @@
-"""Run in a process of its own: one posttrain refresh on the mesh given as arguments; prints the weights' checksum numbers."""
+"""Run in a process of its own: one posttrain refresh on the mesh given as arguments; prints the weights' checksum numbers.
+
+Arguments: "one", or the mesh's three sizes; then "marble" for three rewards, balanced, in two micro-batches.
+"""
 
 import importlib.util
 import json
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 
 from jaxdrl.training import mesh, models, state
 from jaxdrl.training.methods import adjoint, common
@@ -20,6 +24,10 @@ def main():
     spec.loader.exec_module(recipe)
     config = recipe.get_config("tiny")
     config.posttrain.update(buffer_size=32, rollout_batch=16, batch_size=16, learning_rate=1e-3)
+    if sys.argv[-1] == "marble":
+        rewards = {"discriminator": {}, "sharpness": {}, "stroke_width": {"classes": (0, 1, 2)}}
+        config.posttrain.update(rewards=ml_collections.ConfigDict(rewards), micro_batches=2)
+        config.posttrain.balance.update(rule="marble", gram="exact")
     if sys.argv[1] == "one":
         devices = jax.make_mesh((1, 1, 1), mesh.AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3)
     else:

@@ -60,9 +60,9 @@ def _distance(one, two):
 
 def test_three_rewards_balanced_by_marble(frozen, tmp_path):
     """One of them for three classes only; metrics have the names that the report draws, and the state goes through a checkpoint."""
-    config = _config(THREE, "marble", balance__gram="sketch", subset_reduction="mean")
+    config = _config(THREE, "marble", balance__gram="sketch", subset_reduction="mean", batch_size=20)
     current, metrics = _refresh(config, frozen)
-    assert int(current.refresh) == 1 and adjoint.gradient_steps(current) == 2
+    assert int(current.refresh) == adjoint.gradient_steps(current) == 1
     assert 1e-5 < _distance(current.model.params, frozen.base) < 1e-2
     alpha = np.array([metrics[f"alpha/{name}"] for name in THREE])
     assert alpha.sum() == pytest.approx(1, abs=1e-5) and (alpha >= 0).all()
@@ -89,6 +89,7 @@ def test_three_rewards_balanced_by_marble(frozen, tmp_path):
     assert _distance(restored, current) == 0 and float(current.balance.gram[0, 0]) > 0
 
 
+@pytest.mark.slow
 def test_adapters_in_micro_batches(frozen):
     """Rewards are summed, adapters alone are trained, and the tuned model is the base with them."""
     config = _config(THREE, balance__weights=(1.0, 2.0, 0.5), micro_batches=5, lora__rank=2, lora__alpha=4.0)
@@ -100,7 +101,7 @@ def test_adapters_in_micro_batches(frozen):
     assert any(changed) and not all(changed)
     parts = [(1 - metrics[f"missing_share/{name}"]) * metrics[f"reward_mean/{name}"] for name in THREE]
     assert metrics["reward_mean"] == pytest.approx(np.dot(parts, (1.0, 2.0, 0.5)), rel=1e-4)
-    assert metrics["threshold"] == current.threshold > 0 and 0 <= metrics["masked_share"] < 1
+    assert current.threshold > 0 and 0 <= metrics["masked_share"] < 1
 
 
 @pytest.mark.slow
@@ -138,7 +139,7 @@ def test_uniform_is_a_sum_with_lambda_divided(frozen):
         ({"rule": "marble", "balance__gram": "guess"}, r"balance: gram must be"),
         ({"rewards": {"sharpness": {}, "small": {"name": "jpeg_compressibility"}}}, r"rewards: .*small .*nft or flow_grpo"),
         ({"rewards": {"beauty": {}}}, r"rewards\.beauty: .*unknown"),
-        ({"micro_batches": 3}, "micro_batches"),
+        ({"micro_batches": 3}, r"batch_size \(10\) must be a multiple of micro_batches"),
     ],
 )
 def test_settings_out_of_range_are_told(changes, said):

@@ -41,6 +41,13 @@ def test_same_numbers_on_any_mesh(sizes, one_device):
     assert found["reward"] == pytest.approx(one_device["reward"], abs=1e-4)
 
 
+@pytest.mark.slow
+def test_several_rewards_give_the_same_numbers_on_any_mesh():
+    one, found = _step("one", "marble"), _step(2, 4, 1, "marble")
+    np.testing.assert_allclose(found["params"], one["params"], atol=5e-5)
+    assert found["reward"] == pytest.approx(one["reward"], abs=1e-4)
+
+
 def test_mesh_sizes_must_fit():
     assert mesh.create_mesh().shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
     with pytest.raises(UserError, match=r"config\.mesh"):
