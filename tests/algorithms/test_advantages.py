@@ -35,6 +35,8 @@ def test_like_the_released_tracker(spread, epsilon):
     np.testing.assert_allclose(metrics["reward_mean"], np.nanmean(rewards, axis=1), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(metrics["reward_spread"], np.nanstd(rewards.astype(np.float64), axis=1), rtol=1e-4)
     np.testing.assert_allclose(metrics["missing_share"], [0, 0.25, 0], atol=1e-6)
+    means = np.stack([np.nanmean(np.where(groups == group, rewards, np.nan), axis=1) for group in groups], axis=1)
+    np.testing.assert_allclose(metrics["group_spread"], np.sqrt(np.nanmean((rewards - means) ** 2, axis=1)), rtol=1e-3)
 
 
 @pytest.mark.parametrize("epsilon", [1e-4, 0.0])

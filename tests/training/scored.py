@@ -65,6 +65,7 @@ def main():
         "values": np.asarray(scored.values.addressable_data(0))[:, 0].tolist(),
         "whole": whole.tolist(),
         "failed": np.asarray(scored.failed.addressable_data(0)).tolist(),
+        "masked": bool(np.isnan(np.asarray(scored.values.addressable_data(0))[:, 1]).all()),
         "replicated": scored.values.is_fully_replicated,
     }
     print(json.dumps(result))

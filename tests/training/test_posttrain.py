@@ -19,7 +19,7 @@ from jaxdrl.evaluation import manifold
 from jaxdrl.evaluation.collect import collect
 from jaxdrl.evaluation.image_sources import Split
 from jaxdrl.rewards import discriminator, jpeg
-from jaxdrl.training import generation, held_out, mesh, models
+from jaxdrl.training import generation, held_out, mesh, models, workdir
 from jaxdrl.training.context import Run
 from jaxdrl.training.methods import scoring
 from jaxdrl.training.metrics import MetricWriter, read_metrics
@@ -177,6 +177,16 @@ def test_no_finite_reward_at_all_ends_the_run(tmp_path, monkeypatch):
         _run(_config(), _place(tmp_path))
     monkeypatch.setattr(posttrain.methods, "of", lambda config: _method({2: lost | {"missing_share/b": 0.5}}))
     assert _run(_config(), _place(tmp_path / "other"))["refreshes"] == 8
+
+
+def test_patience_with_rewards_may_change_between_two_calls(tmp_path):
+    config = _config()
+    workdir.open_workdir(tmp_path, config)
+    config.posttrain.host.update(timeout_seconds=5.0, isolate=True)
+    workdir.open_workdir(tmp_path, config)
+    config.posttrain.guard.patience += 1
+    with pytest.raises(UserError, match=r"config\.posttrain\.guard\.patience"):
+        workdir.open_workdir(tmp_path, config)
 
 
 def _random(network, seed):

@@ -109,4 +109,4 @@ def test_images_on_many_devices_and_processes(way):
         for name in ("values", "whole"):
             np.testing.assert_allclose(found[name], expected, rtol=1e-6)
         assert found["errors"] == ["", "ConnectionError: refused by process " + str(len(running) - 1)]
-        assert found["failed"] == [False, True] and found["replicated"]
+        assert found["failed"] == [False, True] and found["masked"] and found["replicated"]
