@@ -13,10 +13,11 @@ import pytest
 
 from jaxdrl import config as jaxdrl_config
 from jaxdrl import data
+from jaxdrl.encoders.spec import FeatureSpec
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import collect as collect_module
 from jaxdrl.evaluation import manifold
-from jaxdrl.evaluation.collect import collect
+from jaxdrl.evaluation.collect import Network, Space, collect
 from jaxdrl.evaluation.image_sources import Split
 from jaxdrl.rewards import discriminator, jpeg
 from jaxdrl.training import generation, held_out, mesh, models, workdir
@@ -202,12 +203,19 @@ def _prepared(config, folder):
     return _place(folder, **{"pretrain/model": base, "discriminator/model": head}, **encoders), base
 
 
+def _red(config, workdir, which):
+    """In place of the judge: one pixel's red, in which a random generator's images lie among the real ones."""
+    network = Network(params=(), apply=lambda params, images, labels: {"red": images[:, 4, 4, :1]})
+    return Space(name=which, spec=FeatureSpec(network="red", fingerprint="", pooling="", size=0), network=network, output="red")
+
+
 def test_held_out_numbers(tmp_path, monkeypatch):
     config = jaxdrl_config.tiny(jaxdrl_config.default())
     config.data.update(name="synthetic", image_shape=(8, 8, 3), examples_per_class=12)
     config.posttrain.guard.update(every=1, samples=30, real=12)
     folder, base = _prepared(config, tmp_path)
-    devices = mesh.create_mesh()
+    devices, red = mesh.create_mesh(), _red(config, folder, "judge")
+    monkeypatch.setattr(held_out.measuring, "encoder_space", lambda config, workdir, which: red)
     run = Run(config=config, workdir=folder, mesh=devices, writer=MetricWriter(folder))
     with jax.set_mesh(devices):
         watch = held_out.HeldOut(run, "posttrain", base)
@@ -222,9 +230,9 @@ def test_held_out_numbers(tmp_path, monkeypatch):
         moved = watch.measure(brighter)
         jax.monitoring.clear_event_listeners()
         assert not [event for event in compiled if "backend_compile" in event]
-        monkeypatch.setattr(collect_module, "_advance", None)  # nothing is computed again
-        assert held_out.HeldOut(run, "posttrain", base).base == watch.base
-        monkeypatch.undo()
+        with monkeypatch.context() as kept:
+            kept.setattr(collect_module, "_advance", None)  # nothing is computed again
+            assert held_out.HeldOut(run, "posttrain", base).base == watch.base
         # Independently: the same images, the suite's coverage, and their own moments.
         seed = held_out.stage_seed(config.seed, "posttrain/held_out")
         drawn = [generation.Samples(config, p, num=30, seed=seed, num_steps=4) for p in (base, brighter)]
@@ -241,7 +249,7 @@ def test_held_out_numbers(tmp_path, monkeypatch):
     drift = (new["drift"].mean(axis=0) - old["drift"].mean(axis=0)) / old["drift"].std(axis=0)
     for name, value in zip(held_out.drift.NAMES, drift, strict=True):
         assert moved[f"held_out_drift/{name}"] == pytest.approx(value, rel=1e-3, abs=1e-5)
-    assert max(abs(drift)) > 0.01
+    assert max(abs(drift)) > 0.01 and 0 < moved["held_out_coverage"] < 1 and 0 < watch.base["held_out_coverage"] < 1
     config.posttrain.guard.real = 4
     with pytest.raises(UserError, match="coverage of 4 validation images"):
         held_out.HeldOut(run, "posttrain", base)
