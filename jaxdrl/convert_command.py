@@ -12,10 +12,12 @@ from jaxdrl.errors import UserError
 
 CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--weights=ema|raw] [--set FIELD=VALUE ...]
 
-  --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL, sd-vae, dinov2-large ... (`--model=list` prints all)
-  --from     .safetensors, or .pt/.pth (needs torch; a pickle that wants to run code is refused); once for each file of the model
+  --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL, sd-vae, dinov2-large, pickscore ... (`--model=list`
+             prints all)
+  --from     .safetensors, or .pt/.pth (needs torch; a pickle that wants to run code is refused); once for each file of the model. Reward
+             models that read text also need their vocabulary: tokenizer.json, or vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz
   --to       a new folder: model.json and an Orbax checkpoint
-  --weights  which weights of a training checkpoint: ema (default) or raw
+  --weights  which weights of a training checkpoint: ema (default) or raw (default for reward models)
   --set      a field of the network that differs from the published one, for example --set num_classes=100; resolution, classes and
              learn_sigma are read from the weights where they tell
 
@@ -23,13 +25,16 @@ examples
   jaxdrl convert --model=SiT-XL/2 --from=SiT-XL-2-256x256.pt --to=models/sit-xl
   jaxdrl convert --model=sd-vae --from=diffusion_pytorch_model.safetensors --to=models/sd-vae
   jaxdrl convert --model=rae-dinov2-base --from=dinov2.safetensors --from=decoder.pt --from=stat.pt --to=models/rae
+  jaxdrl convert --model=pickscore --from=model.safetensors --from=tokenizer.json --to=models/pickscore
+  jaxdrl convert --model=hpsv2.1 --from=HPS_v2.1_compressed.pt --from=bpe_simple_vocab_16e6.txt.gz --to=models/hpsv2.1
+  jaxdrl convert --model=aesthetic-v2.5 --from=model.safetensors --from=aesthetic_predictor_v2_5.pth --to=models/aesthetic
 """
-EXPORT_HELP = """usage: jaxdrl export --from=DIR --to=FILE [--layout=original|diffusers] [--model=tuned|base|longer]
+EXPORT_HELP = """usage: jaxdrl export --from=DIR --to=FILE [--layout=original|diffusers|transformers|openclip] [--model=tuned|base|longer]
 
   --from     a folder that `jaxdrl convert` made, or the workdir of a run
   --model    of a workdir: tuned (default), base or longer
   --to       .safetensors, or .pt/.pth (needs torch); the authors' code loads it with strict=True
-  --layout   original (default), or diffusers for DiT
+  --layout   original (default), or diffusers for DiT, or transformers or openclip for pickscore, hpsv2, hpsv2.1 and clipscore
 """
 
 
@@ -55,13 +60,15 @@ def convert(arguments: Sequence[str]) -> int:
     parser.add_argument("--model", required=True)
     parser.add_argument("--from", dest="source", type=Path, action="append", default=[])
     parser.add_argument("--to", type=Path)
-    parser.add_argument("--weights", default="ema")
+    parser.add_argument("--weights")
     parser.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE")
     options = parser.parse_args(arguments)
     from jaxdrl import backbones, encoders, tokenizers
+    from jaxdrl.rewards import preference
 
     if options.model == "list":
-        print("\n".join([*backbones.PUBLISHED, *tokenizers.PUBLISHED, *encoders.PUBLISHED, *encoders.PUBLISHED_TEXT]))
+        rooms = (backbones.PUBLISHED, tokenizers.PUBLISHED, encoders.PUBLISHED, encoders.PUBLISHED_TEXT, preference.PUBLISHED)
+        print("\n".join(name for names in rooms for name in names))
         return 0
     if not options.source or options.to is None:
         raise UserError("--from and --to are needed; see `jaxdrl convert --help`")
@@ -71,12 +78,17 @@ def convert(arguments: Sequence[str]) -> int:
     from jaxdrl.weights import convert as converter
     from jaxdrl.weights import model_directory, torch_files
 
-    parts = [converter.unwrap(torch_files.read(source), options.weights) for source in options.source]
+    scores = options.model in preference.PUBLISHED
+    others = [source for source in options.source if scores and source.suffix not in torch_files.SUFFIXES]
+    vocabulary = preference.vocabulary(options.model, others) if scores else {}
+    # Scorers are published without an average of their weights.
+    weights = options.weights or ("raw" if scores else "ema")
+    parts = [converter.unwrap(torch_files.read(source), weights) for source in options.source if source not in others]
     state, devices = ChainMap(*(dict(part) for part in parts)), mesh.create_mesh()
     model = converter.model_for(options.model, state, **dict(map(_field, options.set)))
     model_directory.check_new(options.to)
     params = converter.from_torch(model, state, place=lambda leaf: mesh.place(leaf, devices))
-    model_directory.save(options.to, model, params)
+    model_directory.save(options.to, model, params, vocabulary)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(f"{converter.name_of(model)}: {count:,} parameters in {options.to} (peak memory {_peak_memory():.1f} GiB)")
     return 0

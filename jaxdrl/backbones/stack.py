@@ -71,10 +71,10 @@ def members(path: str) -> list[str]:
         path: Of a leaf in the parameter tree, keys joined with "/".
 
     Returns:
-        "blocks_3_5/x" -> ["blocks_3/x", "blocks_4/x"]; any other path alone.
+        "blocks_3_5/x" -> ["blocks_3/x", "blocks_4/x"], also below other keys; any other path alone.
     """
-    match = re.match(r"blocks_(\d+)_(\d+)/(.*)$", path)
-    return [f"blocks_{i}/{match[3]}" for i in range(int(match[1]), int(match[2]))] if match else [path]
+    match = re.match(r"(|.*/)blocks_(\d+)_(\d+)/(.*)$", path)
+    return [f"{match[1]}blocks_{i}/{match[4]}" for i in range(int(match[2]), int(match[3]))] if match else [path]
 
 
 def stacked(params: Any, template: Any) -> Any:

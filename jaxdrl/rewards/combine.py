@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxdrl.errors import UserError
-from jaxdrl.rewards import class_confidence, discriminator, jpeg
+from jaxdrl.rewards import class_confidence, discriminator, jpeg, preference
 from jaxdrl.rewards.image_statistics import STATISTICS
 
 Apply = Callable[[Any, Any], Any]
@@ -100,8 +100,9 @@ def names() -> list[str]:
 def create(name: str, *, classes: Iterable[int] | None = None, scale: float = 1.0, label: str = "", **fields: Any) -> Reward:
     """Makes a reward.
 
-    Those that need weights are given them (`discriminator`: params, features; `class_confidence`: head, features); inside a compiled
-    function, from the function's arguments, so that weights do not become constants of the program.
+    Those that need weights are given them (`discriminator`: params, features; `class_confidence`: head, features; published reward models,
+    see `preference`: model, params and, if they read text, text); inside a compiled function, from the function's arguments, so that weights
+    do not become constants of the program.
 
     Args:
         name: One of `names()`.
@@ -201,6 +202,17 @@ def _of_images(function: Callable[..., Any]) -> Callable[..., Apply]:
     return make
 
 
+def _of_model(name: str) -> Callable[..., Apply]:
+    """A maker for a published reward model."""
+
+    def make(model: preference.RewardModel, params: PyTree, text: PyTree = None, published: bool = False) -> Apply:
+        if model.name != name:
+            raise UserError(f"reward {name}: the model that was given is {model.name}")
+        return preference.reward(model, params, text, published=published)
+
+    return make
+
+
 def _fields(make: Callable[..., Any]) -> dict[str, bool]:
     """Keywords of a maker -> whether they are needed."""
     parameters = inspect.signature(make).parameters
@@ -211,6 +223,7 @@ _MAKERS: dict[str, tuple[Callable[..., Apply], bool]] = {
     **{name: (_of_images(statistic), True) for name, statistic in STATISTICS.items()},
     "discriminator": (discriminator.reward, True),
     "class_confidence": (class_confidence.reward, True),
+    **{name: (_of_model(name), True) for name in preference.PUBLISHED},
     "jpeg_incompressibility": (_of_images(jpeg.incompressibility), False),
     "jpeg_compressibility": (_of_images(jpeg.compressibility), False),
 }

@@ -17,13 +17,15 @@ from jaxdrl.backbones.stack import members
 from jaxdrl.encoders import Encoder, TextEncoder
 from jaxdrl.encoders.vit import resample_positions
 from jaxdrl.errors import UserError
+from jaxdrl.rewards import preference
+from jaxdrl.rewards.preference import RewardModel
 from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
-from jaxdrl.weights import encoder_layouts, files
+from jaxdrl.weights import encoder_layouts, files, reward_layouts
 from jaxdrl.weights.entries import TO_OURS, TO_THEIRS, Entry, Layout
 from jaxdrl.weights.layouts import layout
 
-Model: TypeAlias = Backbone | Encoder | TextEncoder | SdVae | Rae
+Model: TypeAlias = Backbone | Encoder | TextEncoder | RewardModel | SdVae | Rae
 _CONTAINERS = ("ema", "model_ema1", "model", "state_dict")
 _FIXED_TOLERANCE = 1e-4
 
@@ -58,7 +60,7 @@ def from_torch(
     state = unwrap(state, weights)
     backbone = model_for(model, state, **overrides)
     plain = _unrolled(backbone)
-    table = layout(plain, style_of(state))
+    table = layout(plain, reward_layouts.style_of(plain, state) if isinstance(plain, RewardModel) else style_of(state))
     state = _renamed(state, backbone)
     problems = _differences(table, state, _shapes(plain))
     if problems:
@@ -78,7 +80,7 @@ def to_torch(model: str | Model, params: PyTree, *, style: str = "original", **o
     Args:
         model: A published name, "sd-vae", or a backbone or autoencoder of any size.
         params: Its parameters.
-        style: "original", or "diffusers" for DiT.
+        style: "original", or "diffusers" for DiT, or "transformers" or "openclip" for reward models with CLIP's two towers.
         **overrides: Fields of a model that is given by name, as for `backbones.create`.
 
     Returns:
@@ -95,9 +97,9 @@ def to_torch(model: str | Model, params: PyTree, *, style: str = "original", **o
         named |= {path: leaf} if members(path) == [path] else dict(zip(members(path), leaf, strict=True))
     state: dict[str, np.ndarray] = {}
     for entry in table.entries:
-        value = np.ascontiguousarray(TO_THEIRS[entry.kind](named[entry.path], entry.patch))
+        value = np.asarray(TO_THEIRS[entry.kind](named[entry.path], entry.patch), order="C")
         parts = np.split(value, len(entry.keys)) if entry.split else [value] * len(entry.keys)
-        state |= {key: np.ascontiguousarray(part) for key, part in zip(entry.keys, parts, strict=True)}
+        state |= {key: np.asarray(part, order="C") for key, part in zip(entry.keys, parts, strict=True)}
     return state | {key: np.ascontiguousarray(value) for key, value in table.fixed.items()}
 
 
@@ -113,7 +115,7 @@ def model_for(model: str | Model, weights: Mapping[str, Any], **overrides: Any) 
         **overrides: Fields of a model that is given by name; they win over what is inferred.
 
     Returns:
-        A backbone, an encoder or an autoencoder.
+        A backbone, an encoder, a reward model or an autoencoder.
 
     Raises:
         UserError: If the name or a field is unknown, or the fields do not fit each other.
@@ -127,11 +129,14 @@ def model_for(model: str | Model, weights: Mapping[str, Any], **overrides: Any) 
             return encoders.create(model, **overrides)
         if model in encoders.PUBLISHED_TEXT:
             return encoders.create_text(model, **overrides)
+        if model in preference.PUBLISHED:
+            return preference.create(model, **overrides)
         if model in backbones.PUBLISHED:
             return backbones.create(model, **_inferred(model, weights) | overrides)
     except ValueError as error:
         raise UserError(f"{model}: {error}") from error
-    known = ", ".join([*tokenizers.PUBLISHED, *encoders.PUBLISHED, *encoders.PUBLISHED_TEXT, *backbones.PUBLISHED])
+    rooms = (tokenizers.PUBLISHED, encoders.PUBLISHED, encoders.PUBLISHED_TEXT, preference.PUBLISHED, backbones.PUBLISHED)
+    known = ", ".join(name for names in rooms for name in names)
     raise UserError(f"--model: {model!r} is unknown; choose one of {known}")
 
 
@@ -155,6 +160,8 @@ def _inferred(name: str, weights: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unrolled(model: Model) -> Model:
     """The model whose blocks are not scanned: files have them one by one."""
+    if isinstance(model, RewardModel):
+        return reward_layouts.unrolled(model)
     if not isinstance(model, Backbone | Encoder | TextEncoder) or not dict(model.fields).get("scan_layers"):
         return model
     creators: dict[type, Callable[..., Model]] = {Encoder: encoders.create, TextEncoder: encoders.create_text}
@@ -166,12 +173,12 @@ def name_of(model: Model) -> str:
     """What a model is called.
 
     Args:
-        model: A backbone or an autoencoder.
+        model: Any.
 
     Returns:
         Its name.
     """
-    if isinstance(model, Backbone | Encoder | TextEncoder):
+    if isinstance(model, Backbone | Encoder | TextEncoder | RewardModel):
         return model.name
     return next(name for name, kind in tokenizers.PUBLISHED.items() if isinstance(model, kind))
 
@@ -257,6 +264,8 @@ def _renamed(state: Mapping[str, Any], backbone: Model) -> Mapping[str, Any]:
         return _resampled({**state, **flat}, backbone.grid, True)
     if isinstance(backbone, TextEncoder):
         return state
+    if isinstance(backbone, RewardModel):
+        return reward_layouts.renamed(backbone, state, _array)
     if isinstance(backbone, Encoder):
         return encoder_layouts.renamed(backbone, state, _array)
     if backbone.family != "REPA":
@@ -317,7 +326,7 @@ def _ours(entry: Entry, state: Mapping[str, Any]) -> np.ndarray:
     keys = entry.keys if entry.split else entry.keys[:1]  # copies were compared before
     parts = [_array(state[key]) for key in keys]
     value = np.concatenate(parts) if entry.split else parts[0]
-    return np.ascontiguousarray(TO_OURS[entry.kind](value, entry.patch))
+    return np.asarray(TO_OURS[entry.kind](value, entry.patch), order="C")
 
 
 def _shapes(model: Model) -> dict[str, tuple[int, ...]]:

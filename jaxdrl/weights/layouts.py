@@ -15,19 +15,20 @@ from jaxdrl.backbones import Backbone
 from jaxdrl.backbones.layers import sincos_2d
 from jaxdrl.backbones.rotary import rotary_2d
 from jaxdrl.encoders import Encoder, TextEncoder
+from jaxdrl.rewards.preference import RewardModel
 from jaxdrl.tokenizers.rae import Rae
 from jaxdrl.tokenizers.sd_vae import SdVae
-from jaxdrl.weights import encoder_layouts
+from jaxdrl.weights import encoder_layouts, reward_layouts
 from jaxdrl.weights.encoder_layouts import DINOV2, dinov2_body
 from jaxdrl.weights.entries import Entry, Kind, Layout, conv, linear, norm, vit_block
 
 
-def layout(backbone: Backbone | Encoder | TextEncoder | SdVae | Rae, style: str = "original") -> Layout:
+def layout(backbone: Backbone | Encoder | TextEncoder | RewardModel | SdVae | Rae, style: str = "original") -> Layout:
     """The layout of a model's file.
 
     Args:
         backbone: From `backbones.create`, without `scan_layers`; or the autoencoder.
-        style: "original" (the authors' own), or "diffusers" for DiT. The autoencoder's own is diffusers'.
+        style: "original" (the authors' own), or "diffusers" for DiT, or those of `reward_layouts`. The autoencoder's own is diffusers'.
 
     Returns:
         The table.
@@ -43,6 +44,8 @@ def layout(backbone: Backbone | Encoder | TextEncoder | SdVae | Rae, style: str 
         return encoder_layouts.layout(backbone)
     if isinstance(backbone, TextEncoder):
         return encoder_layouts.text_layout(backbone)
+    if isinstance(backbone, RewardModel):
+        return reward_layouts.layout(backbone, style)
     fields = dict(backbone.fields)
     if style == "diffusers" and backbone.family == "DiT":
         return _diffusers(fields)

@@ -1,8 +1,9 @@
-"""A model in a folder of its own: its name and sizes in `model.json`, its parameters as an Orbax checkpoint."""
+"""A model in a folder of its own: its name and sizes in `model.json`, its parameters as an Orbax checkpoint, its vocabulary if it has one."""
 
 import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.backbones import Backbone
 from jaxdrl.encoders import Encoder, TextEncoder
 from jaxdrl.errors import UserError
+from jaxdrl.rewards import preference
+from jaxdrl.rewards.preference import RewardModel
 from jaxdrl.weights.convert import Model, name_of
 from jaxdrl.weights.files import write_atomically
 
@@ -31,13 +34,14 @@ def check_new(directory: Path) -> None:
         raise UserError(f"--to: {directory} is not empty; choose a new folder")
 
 
-def save(directory: Path, model: Model, params: PyTree) -> None:
+def save(directory: Path, model: Model, params: PyTree, vocabulary: Mapping[str, Path] | None = None) -> None:
     """Writes a model.
 
     Args:
         directory: Made if missing.
         model: What the parameters belong to.
         params: Arrays, on any mesh.
+        vocabulary: Files that are copied beside them, under these names; for models that read text.
 
     Raises:
         UserError: If the folder holds something already.
@@ -46,7 +50,10 @@ def save(directory: Path, model: Model, params: PyTree) -> None:
     with _checkpointer() as checkpointer:
         checkpointer.save(directory.absolute() / "params", params)
         checkpointer.wait_until_finished()
-    fields = dict(model.fields) if isinstance(model, Backbone | Encoder | TextEncoder) else dataclasses.asdict(model)
+    for name, path in (vocabulary or {}).items():
+        write_atomically(directory / name, path.read_bytes())
+    known = isinstance(model, Backbone | Encoder | TextEncoder | RewardModel)
+    fields = dict(model.fields) if known else dataclasses.asdict(model)
     description = {"name": name_of(model), "fields": fields}
     write_atomically(directory / "model.json", json.dumps(description, indent=2).encode())
 
@@ -91,6 +98,8 @@ def load(directory: Path, sharding: Any = None) -> tuple[Model, PyTree]:
         (encoders.PUBLISHED_TEXT, encoders.create_text),
     )
     create = next((create for names, create in rooms if name in names), backbones.create)
+    if name in preference.PUBLISHED:
+        create, fields = preference.create, fields | _tokenizer(name, directory)
     model: Model = create(name, **fields)
     template = jax.eval_shape(model.init, jax.random.key(0))
     if callable(sharding):
@@ -100,6 +109,18 @@ def load(directory: Path, sharding: Any = None) -> tuple[Model, PyTree]:
     template = jax.tree.map(lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where), template, sharding)
     with _checkpointer() as checkpointer:
         return model, checkpointer.restore(directory.absolute() / "params", template)
+
+
+def _tokenizer(name: str, directory: Path) -> dict[str, Any]:
+    """The tokenizer of a reward model that reads text, from the vocabulary that `save` put there."""
+    published = preference.PUBLISHED[name]
+    if published.tokenizer is None:
+        return {}
+    for names in published.vocabularies:
+        files = {file: directory / file for file in names}
+        if all(path.is_file() for path in files.values()):
+            return {"tokenizer": published.tokenizer(files)}
+    return {}
 
 
 def _checkpointer() -> Any:
