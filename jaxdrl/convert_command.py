@@ -15,7 +15,8 @@ CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--wei
   --model    a published name: SiT-XL/2, DiT-XL/2, REPA-SiT-XL/2, JiT-H/16, DiTDH-XL, sd-vae, dinov2-large, pickscore ... (`--model=list`
              prints all)
   --from     .safetensors, or .pt/.pth (needs torch; a pickle that wants to run code is refused); once for each file of the model. Reward
-             models that read text also need their vocabulary: tokenizer.json, or vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz
+             models that read text also need their vocabulary: tokenizer.json, or vocab.json and merges.txt, or bpe_simple_vocab_16e6.txt.gz;
+             BERT's is vocab.txt
   --to       a new folder: model.json and an Orbax checkpoint
   --weights  which weights of a training checkpoint: ema (default) or raw (default for reward models)
   --set      a field of the network that differs from the published one, for example --set num_classes=100; resolution, classes and
@@ -26,6 +27,7 @@ examples
   jaxdrl convert --model=sd-vae --from=diffusion_pytorch_model.safetensors --to=models/sd-vae
   jaxdrl convert --model=rae-dinov2-base --from=dinov2.safetensors --from=decoder.pt --from=stat.pt --to=models/rae
   jaxdrl convert --model=pickscore --from=model.safetensors --from=tokenizer.json --to=models/pickscore
+  jaxdrl convert --model=imagereward --from=ImageReward.pt --from=vocab.txt --to=models/imagereward
   jaxdrl convert --model=hpsv2.1 --from=HPS_v2.1_compressed.pt --from=bpe_simple_vocab_16e6.txt.gz --to=models/hpsv2.1
   jaxdrl convert --model=aesthetic-v2.5 --from=model.safetensors --from=aesthetic_predictor_v2_5.pth --to=models/aesthetic
 """

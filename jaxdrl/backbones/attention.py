@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
 Heads = Float[Array, "batch heads tokens head"]
@@ -17,7 +17,13 @@ Keys = Float[Array, "batch heads keys head"]
 
 
 def attend(
-    q: Heads, k: Keys, v: Keys, dtype: Any, implementation: str = "einsum", causal: bool = False
+    q: Heads,
+    k: Keys,
+    v: Keys,
+    dtype: Any,
+    implementation: str = "einsum",
+    causal: bool = False,
+    mask: Bool[Array, "batch keys"] | None = None,
 ) -> Float[Array, "batch tokens width"]:
     """Attends, and joins the heads again.
 
@@ -28,6 +34,7 @@ def attend(
         dtype: Of the second product.
         implementation: One of `IMPLEMENTATIONS`.
         causal: Whether a query sees no key behind it.
+        mask: Which keys are seen, at least one a row; None: all.
 
     Returns:
         Tokens.
@@ -40,10 +47,13 @@ def attend(
         logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if causal:
             logits = jnp.where(jnp.tril(jnp.ones(logits.shape[-2:], bool)), logits, -jnp.inf)
+        if mask is not None:
+            logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
         out = jnp.einsum("bhij,bhjd->bhid", jax.nn.softmax(logits, axis=-1).astype(dtype), v).transpose(0, 2, 1, 3)
     else:
         q, k, v = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
-        out = jax.nn.dot_product_attention(q, k, v, implementation=chosen, is_causal=causal)
+        seen = None if mask is None else mask[:, None, None]
+        out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=chosen, is_causal=causal)
     return out.reshape(*out.shape[:2], -1)
 
 

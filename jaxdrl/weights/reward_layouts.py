@@ -16,8 +16,8 @@ import numpy as np
 from jaxdrl import encoders
 from jaxdrl.encoders import Encoder, TextEncoder
 from jaxdrl.rewards import preference
-from jaxdrl.rewards.preference import RewardModel, aesthetic, clip_scores
-from jaxdrl.weights import encoder_layouts
+from jaxdrl.rewards.preference import RewardModel, aesthetic, clip_scores, image_reward
+from jaxdrl.weights import encoder_layouts, image_reward_layout
 from jaxdrl.weights.entries import Entry, Layout, conv, linear, norm
 
 STYLES = ("transformers", "openclip")
@@ -38,6 +38,11 @@ def layout(model: RewardModel, style: str = "original") -> Layout:
     Raises:
         ValueError: If the model has no such layout.
     """
+    if model.name == image_reward.NAME:
+        if style != "original":
+            raise ValueError(f"{model.name} has no layout {style!r}; choose original")
+        fields = dict(model.fields)
+        return image_reward_layout.layout(fields["vision"], fields["text"])
     if model.name in aesthetic.MODELS:
         if style not in ("original", "transformers"):
             raise ValueError(f"{model.name} has no layout {style!r}; choose original")
@@ -78,6 +83,8 @@ def renamed(model: RewardModel, state: Mapping[str, Any], read: Callable[[Any], 
     Returns:
         A mapping.
     """
+    if model.name == image_reward.NAME:
+        return state
     vision, _ = _towers(model)
     if model.name not in aesthetic.MODELS:
         return state if style_of(model, state) == "openclip" else encoder_layouts.renamed(vision, state, read)

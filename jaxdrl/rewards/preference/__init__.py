@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxdrl.errors import UserError
-from jaxdrl.rewards.preference import aesthetic, clip_scores, tokens
+from jaxdrl.rewards.preference import aesthetic, clip_scores, image_reward, tokens, wordpiece
 from jaxdrl.rewards.preference.model import RewardModel, reward
 from jaxdrl.rewards.preference.tokens import Tokenize
 
@@ -44,6 +44,7 @@ PUBLISHED: dict[str, Published] = {
     for name in clip_scores.MODELS
 }
 PUBLISHED |= {name: Published(create=partial(aesthetic.create, name)) for name in aesthetic.MODELS}
+PUBLISHED[image_reward.NAME] = Published(create=image_reward.create, vocabularies=((wordpiece.FILE,),), tokenizer=wordpiece.blip)
 
 
 def create(name: str, **fields: Any) -> RewardModel:
