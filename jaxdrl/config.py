@@ -29,6 +29,7 @@ def default() -> Config:
     config.sampler = _sampler()
     config.pretrain = _pretrain()
     config.discriminator = _discriminator()
+    config.preference = _preference()
     config.posttrain = _posttrain()
     config.evaluate = _evaluate()
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
@@ -50,14 +51,15 @@ def tiny(config: Config) -> Config:
     """
     config.name += "_tiny"
     config.data.examples_per_class = 60
-    for which in ("reward", "judge"):
+    for which in ("reward", "judge", "preference"):
         config.encoders[which].update(width=16, depth=1, feature_dim=16, steps=20, batch_size=20)
     config.backbone.update(width=16, depth=1, num_heads=2, frequency_dim=16, dtype="float32")
     config.pretrain.update(from_scratch=True, steps=60, batch_size=20, warmup_steps=5, curve_every=30, curve_samples=40)
     config.pretrain.decay_steps = min(config.pretrain.decay_steps, 30)
     config.pretrain.ema_decay = 0.9
     config.discriminator.update(width=16, batch_size=20, steps=40, buffer_batches=4, buffer_epochs=5, validate_every=10)
-    config.discriminator.sampling_steps = 4
+    config.discriminator.sampling_steps = config.preference.sampling_steps = 4
+    config.preference.update(images=200, pairs=400, steps=20, batch_size=40)
     config.posttrain.update(
         num_timesteps=5, buffer_size=20, rollout_batch=10, batch_size=10, refreshes=3, epochs=2, warmup_steps=2
     )
@@ -83,6 +85,7 @@ def small(config: Config) -> Config:
     """
     config.encoders.reward.update(width=48, depth=3, feature_dim=96, steps=2500, batch_size=64, learning_rate=2e-3)
     config.encoders.judge.update(width=24, depth=2, feature_dim=64, steps=1500, batch_size=64, learning_rate=2e-3)
+    config.encoders.preference.update(width=32, depth=2, feature_dim=64, steps=1500, batch_size=64, learning_rate=2e-3)
     config.backbone.update(width=16, depth=2, num_heads=2, frequency_dim=64)
     config.pretrain.update(steps=100000, decay_steps=20000, batch_size=64, learning_rate=2e-3, ema_decay=0.9998)
     config.pretrain.update(curve_every=5000, curve_samples=2000)
@@ -222,7 +225,9 @@ def _encoder(name: str, objective: str) -> Config:
 
 
 def _encoders() -> Config:
-    return ml_collections.ConfigDict({"reward": _encoder("small-vit", "dino"), "judge": _encoder("small-convnet", "simclr")})
+    found = {"reward": _encoder("small-vit", "dino"), "judge": _encoder("small-convnet", "simclr")}
+    # Of the reward bradley_terry, trained where that is used.
+    return ml_collections.ConfigDict(found | {"preference": _encoder("small-convnet", "simclr")})
 
 
 def _tokenizer() -> Config:
@@ -315,6 +320,24 @@ def _discriminator() -> Config:
             "cache_features": False,  # keep the features of all train images in files (without R1, which needs the images)
             "sampling_steps": 50,  # of the fake images
             "reconstruct_real": True,  # real images pass the tokenizer too, so that its artefacts give nobody away
+        }
+    )
+
+
+def _preference() -> Config:
+    """The reward bradley_terry: what its synthetic people like, and how it is learnt from their choices."""
+    return ml_collections.ConfigDict(
+        {
+            "utility": {"symmetry": 1.0},  # image statistic -> weight, in standard deviations of the images that are compared
+            "temperature": 0.5,  # of the choices; 0.5 utilities apart, the better one is chosen in 73 % of the cases
+            "images": 4000,  # samples of the base that are compared
+            "pairs": 20000,  # of images of one class
+            "held_out": 0.2,  # share of the images whose pairs are kept for testing
+            "steps": 1000,
+            "batch_size": 256,
+            "learning_rate": 1e-3,
+            "weight_decay": 1e-3,
+            "sampling_steps": 25,
         }
     )
 
@@ -446,6 +469,7 @@ def _evaluate() -> Config:
     return ml_collections.ConfigDict(
         {
             "split": "test",  # against which real images: test | validation
+            "rewards": {},  # that are measured besides posttrain.rewards and not trained on; written as those are
             "num_samples": 4000,
             "sampling_steps": 50,
             "max_real": 50000,  # real images of a split that are read, at most

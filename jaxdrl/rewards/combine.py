@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxdrl.errors import UserError
-from jaxdrl.rewards import class_confidence, discriminator, jpeg, preference
+from jaxdrl.rewards import bradley_terry, class_confidence, discriminator, jpeg, preference
 from jaxdrl.rewards.image_statistics import STATISTICS
 
 Apply = Callable[[Any, Any], Any]
@@ -100,7 +100,7 @@ def names() -> list[str]:
 def create(name: str, *, classes: Iterable[int] | None = None, scale: float = 1.0, label: str = "", **fields: Any) -> Reward:
     """Makes a reward.
 
-    Those that need weights are given them (`discriminator`: params, features; `class_confidence`: head, features; published reward models,
+    Those that need weights are given them (`discriminator`: params, features; `class_confidence` and `bradley_terry`: head, features; published reward models,
     see `preference`: model, params and, if they read text, text); inside a compiled function, from the function's arguments, so that weights
     do not become constants of the program.
 
@@ -223,6 +223,7 @@ _MAKERS: dict[str, tuple[Callable[..., Apply], bool]] = {
     **{name: (_of_images(statistic), True) for name, statistic in STATISTICS.items()},
     "discriminator": (discriminator.reward, True),
     "class_confidence": (class_confidence.reward, True),
+    "bradley_terry": (bradley_terry.reward, True),
     **{name: (_of_model(name), True) for name in preference.PUBLISHED},
     "jpeg_incompressibility": (_of_images(jpeg.incompressibility), False),
     "jpeg_compressibility": (_of_images(jpeg.compressibility), False),

@@ -94,8 +94,9 @@ def reward_spaces(config: Config, workdir: Path, weights: Mapping[str, PyTree]) 
     fingerprint = files.fingerprint(params)
     networks = {traced: Network(params=params, apply=_rewards(config, traced), traced=traced) for traced in (True, False)}
     found = []
-    for reward in common.rewards(config):
-        described = str(dict(config.posttrain.rewards[reward.name]))
+    given = {**dict(config.posttrain.rewards), **dict(config.evaluate.rewards)}
+    for reward in common.rewards(config, measured=True):
+        described = str(dict(given[reward.name]))
         spec = FeatureSpec(network=f"reward {reward.name}", fingerprint=fingerprint, pooling="", size=0, options=described)
         network = networks[reward.traced]
         found.append(Space(name=f"reward_{reward.name}", spec=spec, network=network, output=reward.name))
@@ -108,7 +109,7 @@ def _rewards(config: Config, traced: bool):
 
     def apply(params, images, labels) -> dict[str, Any]:
         found = {}
-        for reward in common.rewards(config, params):
+        for reward in common.rewards(config, params, measured=True):
             if reward.traced == traced:
                 values = reward(images, labels)
                 known = ~xp.isnan(values)

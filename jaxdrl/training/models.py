@@ -1,8 +1,8 @@
 """From a config to the networks of a run. Their weights: `loading.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import ml_collections
@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, PyTree
 from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.rewards import discriminator
+from jaxdrl.rewards import discriminator, preference
+from jaxdrl.rewards.preference import RewardModel
 from jaxdrl.weights import model_directory
 
 RANDOM = "random"  # in place of a folder of weights: drawn from the seed, for tests
@@ -85,7 +86,7 @@ def encoder(config: Config, which: str) -> encoders.Encoder:
 
     Args:
         config: A run's config.
-        which: "reward" or "judge".
+        which: "reward", "judge" or "preference".
 
     Returns:
         An `Encoder`.
@@ -160,6 +161,31 @@ def _stored_fields(settings: Any, key: str) -> dict[str, Any]:
     if name != settings.name:
         raise UserError(f"{key}.weights: {settings.weights} holds {name}, but {key}.name is {settings.name}")
     return fields
+
+
+def reward_model(label: str, given: Mapping[str, Any], with_params: bool = False) -> tuple[RewardModel, PyTree]:
+    """Builds a published reward model from the folder that a reward of the config names.
+
+    Args:
+        label: Of the reward, for errors.
+        given: Its fields in the config: weights.
+        with_params: Whether parameters and vocabulary are read too.
+
+    Returns:
+        The model and its parameters, None where they are not asked for.
+
+    Raises:
+        UserError: If no folder is given, or it holds another model.
+    """
+    name, key = given.get("name", label), f"config.posttrain.rewards.{label}.weights"
+    if not given.get("weights"):
+        raise UserError(f"{key} is missing: the folder that `jaxdrl convert --model={name} --from=FILE --to=DIR` made")
+    found, fields = model_directory.describe(Path(given["weights"]))
+    if found != name:
+        raise UserError(f"{key}: {given['weights']} holds {found}, not {name}")
+    if with_params:
+        return cast(Any, model_directory.load(Path(given["weights"])))
+    return preference.create(name, **fields), None
 
 
 def tuple_of(value: Any) -> Any:

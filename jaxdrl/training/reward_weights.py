@@ -1,5 +1,6 @@
 """Weights of the rewards that have some, besides the discriminator's: made once a run, read by training and measuring alike."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -10,7 +11,9 @@ from jaxtyping import PyTree
 from jaxdrl import data
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import class_confidence
-from jaxdrl.training import loading, models
+from jaxdrl.rewards import preference as preference_models
+from jaxdrl.rewards.preference import prompts
+from jaxdrl.training import loading, models, preference
 from jaxdrl.training.batching import compiled
 from jaxdrl.training.context import Run
 from jaxdrl.training.workdir import data_directory
@@ -21,22 +24,50 @@ _IMAGES = 50_000  # that a class head is fitted to, at most
 
 
 def load(run: Run) -> dict[str, PyTree]:
-    """Reads the weights, or makes what is missing.
+    """Reads the weights of the rewards that a run trains on or measures, or makes what is missing.
 
     Args:
-        run: With data and encoders finished.
+        run: With data, encoders and pretrain finished.
 
     Returns:
         Label of a reward -> weights, as `methods.common.rewards` takes them; rewards without weights are not in it.
 
     Raises:
-        UserError: If a class has no image to be learnt from.
+        UserError: If a folder of weights is missing, or a class has no image to be learnt from.
     """
-    found = {}
-    for label, given in dict(run.config.posttrain.rewards).items():
-        if given.get("name", label) == "class_confidence":
+    found, config = {}, run.config
+    for label, given in {**dict(config.posttrain.rewards), **dict(config.evaluate.rewards)}.items():
+        name = given.get("name", label)
+        if name == "class_confidence":
             found[label] = _kept(run, label, _class_head)
+        elif name == "bradley_terry":
+            found[label] = _kept(run, label, _preference)
+        elif name in preference_models.PUBLISHED:
+            found[label] = _published(run, label, given)
     return found
+
+
+def _published(run: Run, label: str, given) -> dict[str, PyTree]:
+    """Weights of a published reward model, and a row of text a class."""
+    model, params = models.reward_model(label, given, with_params=True)
+    if model.text is None:
+        return {"params": params, "text": None}
+    config, key = run.config, f"config.posttrain.rewards.{label}"
+    try:
+        names = prompts.class_names(models.tuple_of(given.get("class_names", config.data.name)), config.data.num_classes)
+        rows = model.text(params, prompts.prompts(names, given.get("prompt", prompts.TEMPLATE)))
+    except UserError as error:
+        raise UserError(f"{key}: {error} (fields class_names and prompt)") from error
+    return {"params": params, "text": rows}
+
+
+def _preference(run: Run, label: str) -> PyTree:
+    tree, measured = preference.train(run)
+    said = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
+    print(f"posttrain: reward {label} learnt from choices: {said}", flush=True)
+    path = run.workdir / "posttrain" / _FOLDER / f"{label}.json"
+    files.write_atomically(path, json.dumps(measured, indent=2).encode())
+    return tree
 
 
 def _kept(run: Run, label: str, make) -> PyTree:

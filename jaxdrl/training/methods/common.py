@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxdrl import rewards as reward_functions
@@ -11,7 +12,8 @@ from jaxdrl.balancing import gradients, marble
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards.combine import Reward
-from jaxdrl.training import lora, models, state
+from jaxdrl.rewards.preference import PUBLISHED
+from jaxdrl.training import lora, models, preference, state
 
 
 class Frozen(NamedTuple):
@@ -74,34 +76,53 @@ def optimizer(config: Config):
     )
 
 
-def rewards(config: Config, weights: Frozen | None = None) -> list[Reward]:
+def rewards(config: Config, weights: Frozen | None = None, *, measured: bool = False) -> list[Reward]:
     """The rewards of `config.posttrain.rewards`, with their weights bound.
 
     Args:
         config: A run's config.
         weights: Encoder, discriminator and others; None where rewards are asked for their names and kinds only.
+        measured: Whether those of `config.evaluate.rewards` follow.
 
     Returns:
         The rewards, in the config's order.
 
     Raises:
-        UserError: If a name or a field is unknown, or a needed field is missing.
+        UserError: If a name or a field is unknown, a needed field is missing, or a label is given twice.
     """
-    known = weights or Frozen(None, None, None, None)
-    encode = lambda images: models.features(config, "reward")(known.encoder, images)  # noqa: E731
+    known, asked = weights or Frozen(None, None, None, None), dict(config.posttrain.rewards)
+    twice = sorted(set(asked) & set(dict(config.evaluate.rewards)))
+    if twice:
+        raise UserError(f"config.evaluate.rewards.{twice[0]} is a label of config.posttrain.rewards, and measured in any case")
+    groups = {"posttrain": asked} | ({"evaluate": dict(config.evaluate.rewards)} if measured else {})
     found = []
-    for label, given in dict(config.posttrain.rewards).items():
-        fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
-        name = fields.pop("name", label)
-        if name == "discriminator":
-            fields |= {"params": known.head, "features": encode}
-        elif name == "class_confidence":
-            fields |= {"head": known.rewards.get(label), "features": encode}
-        try:
-            found.append(reward_functions.create(name, label=label, **fields))
-        except UserError as error:
-            raise UserError(f"config.posttrain.rewards.{label}: {error}") from error
+    for group, named in groups.items():
+        for label, given in named.items():
+            try:
+                found.append(_reward(config, label, given, known))
+            except UserError as error:
+                raise UserError(f"config.{group}.rewards.{label}: {error}") from error
     return found
+
+
+def _reward(config: Config, label: str, given: Mapping[str, Any], weights: Frozen) -> Reward:
+    fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
+    name, own = fields.pop("name", label), weights.rewards.get(label) or {}
+    through = lambda which, params: lambda images: models.features(config, which)(params, images)  # noqa: E731
+    if name == "discriminator":
+        fields |= {"params": weights.head, "features": through("reward", weights.encoder)}
+    elif name == "class_confidence":
+        fields |= {"head": own, "features": through("reward", weights.encoder)}
+    elif name == "bradley_terry":
+        preference.check(config)
+        fields |= {"head": own.get("head"), "features": through("preference", own.get("encoder"))}
+    elif name in PUBLISHED:
+        model, _ = models.reward_model(label, fields)
+        fields = {key: value for key, value in fields.items() if key not in ("weights", "prompt", "class_names")}
+        # Where only names and kinds are asked for, there are no rows of text yet.
+        text = own["text"] if own else model.text and jnp.zeros((config.data.num_classes, 1))
+        fields |= {"model": model, "params": own.get("params"), "text": text}
+    return reward_functions.create(name, label=label, **fields)
 
 
 def reward_weights(config: Config, rules: Sequence[str]) -> tuple[float, ...]:

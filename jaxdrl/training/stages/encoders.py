@@ -48,7 +48,7 @@ def run(run: Run) -> dict:
         _check_weights(run.config, which)
         if not path.exists() and not run.config.encoders[which].weights:
             params = (
-                _train(run, which)
+                train(run, which)
                 if run.config.pretrain.from_scratch
                 else assets.load(run.config.pretrain.shipped or run.config.name, which)
             )
@@ -70,7 +70,19 @@ def _check_weights(config: Config, which: str) -> None:
         raise UserError(f"config.encoders.{which}.weights: {settings.name} is trained here; leave it empty")
 
 
-def _train(run: Run, which: str) -> Any:
+def train(run: Run, which: str) -> Any:
+    """Trains an encoder that is not in the package, or goes on from its checkpoint.
+
+    Args:
+        run: The run, with its data prepared.
+        which: "reward", "judge" or "preference".
+
+    Returns:
+        Its weights, on the host.
+
+    Raises:
+        UserError: If its objective is unknown.
+    """
     config, settings = run.config, run.config.encoders[which]
     if settings.objective not in OBJECTIVES:
         raise UserError(f"config.encoders.{which}.objective: {settings.objective!r} is unknown; use {' or '.join(OBJECTIVES)}")

@@ -76,7 +76,7 @@ class _Sets:
         self.spaces = measuring.run_spaces(run.config, run.workdir)
         self._logit = measuring.logit_space(run.config, run.workdir, self.spaces[0])
         colour = [spaces.image_statistics("drift")] if run.config.data.image_shape[2] == 3 else []
-        self.rewards = list(dict(run.config.posttrain.rewards))
+        self.rewards = [*dict(run.config.posttrain.rewards), *dict(run.config.evaluate.rewards)]
         scores = measuring.reward_spaces(run.config, run.workdir, reward_weights.load(run))
         self._all = [*self.spaces, self._logit, *colour, *scores]
         self.generated: list[str] = []
@@ -86,7 +86,9 @@ class _Sets:
     @property
     def tilts(self) -> bool:
         """Whether the base tilted by the logit is what the method aims at."""
-        return self._config.posttrain.algorithm == "adjoint_matching" and self.rewards == ["discriminator"]
+        return self._config.posttrain.algorithm == "adjoint_matching" and list(dict(self._config.posttrain.rewards)) == [
+            "discriminator"
+        ]
 
     def real(self, part: str) -> Collected:
         """Of a split; the floor's is of the train images."""
