@@ -145,6 +145,8 @@ def test_fitting_of_images():
     np.testing.assert_allclose(padded[0, :, [0, 1, 6, 7]], -1)
     np.testing.assert_allclose(padded[0, :, 2], padded[0, :, 5], atol=1e-6)
     assert float(padded[0, 7, 3, 0]) > 0.8
+    # An odd padding: its smaller half is on the left, as in ResizeMaxSize (pad_w // 2).
+    assert fitting._places(jnp.ones((1, 32, 20, 3)), how, "pad") == [(32, 8, 0, 8), (20, 5, -1, 8)]
     cut = fitting.fit(tall, how, "crop")
     assert np.abs(np.asarray(cut)[0, :, 0, 0]).max() < 0.5 and cut.shape == (1, 8, 8, 3)
     square = jnp.asarray(cases.PICTURES[:, :40, :40])

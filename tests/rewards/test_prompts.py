@@ -40,6 +40,8 @@ def test_mistakes_are_told():
         prompts.label("sunglasses", names)
     with pytest.raises(UserError, match="there are 10, must be 1000, one a class"):
         prompts.class_names("digits", 1000)
+    with pytest.raises(UserError, match="there are 1000, must be 10, one a class"):
+        prompts.class_names("imagenet", 10)
     with pytest.raises(UserError, match="there are 0, must be at least one"):
         prompts.class_names([])
     with pytest.raises(UserError, match="'imagenet21k' are unknown: give imagenet, digits"):
