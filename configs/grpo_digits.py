@@ -1,4 +1,4 @@
-"""Flow-GRPO on handwritten digits with a reward that has no gradient: smaller JPEG files.
+"""Flow-GRPO on handwritten digits with a reward that has no gradient: the number of inked pixels.
 
 Command:   jaxdrl run --config=configs/grpo_digits.py --workdir=runs/grpo
 Hardware:  2 CPU cores, 4 GB of memory.
@@ -25,10 +25,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "flow_grpo")
     config.name = "grpo_digits"
-    config.posttrain.rewards = ml_collections.ConfigDict({"jpeg_compressibility": {}})
-    config.posttrain.epochs = 2
+    config.posttrain.rewards = ml_collections.ConfigDict({"inked_pixels": {}})
+    config.posttrain.update(refreshes=40, epochs=2)
     # Log-probabilities are means over 64 dimensions: their ratios move eight times as far from 1 as those of a 512-pixel image.
-    config.posttrain.flow_grpo.update(num_steps=10, clip_range=1e-3, kl_weight=0.06)
+    config.posttrain.flow_grpo.update(num_steps=10, clip_range=1e-3, kl_weight=0.4)
     config.posttrain.guard.energy = 20.0
     if variant == "tiny":
         return jaxdrl_config.tiny(config)

@@ -1,4 +1,4 @@
-"""DiffusionNFT on handwritten digits with a reward that has no gradient: smaller JPEG files.
+"""DiffusionNFT on handwritten digits with a reward that has no gradient: the number of inked pixels.
 
 Command:   jaxdrl run --config=configs/nft_digits.py --workdir=runs/nft
 Hardware:  2 CPU cores, 4 GB of memory.
@@ -25,8 +25,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
     config.name = "nft_digits"
-    config.posttrain.rewards = ml_collections.ConfigDict({"jpeg_compressibility": {}})
-    config.posttrain.nft.update(num_steps=10, kl_weight=0.18, times="uniform", times_per_sample=8)
+    config.posttrain.rewards = ml_collections.ConfigDict({"inked_pixels": {}})
+    config.posttrain.nft.update(num_steps=10, kl_weight=0.85, times="uniform", times_per_sample=8)
+    config.posttrain.refreshes = 40
     config.posttrain.guard.energy = 20.0
     if variant == "tiny":
         return jaxdrl_config.tiny(config)

@@ -258,7 +258,9 @@ def _backbone() -> Config:
     return ml_collections.ConfigDict(
         {
             "name": "SiT",  # SiT, JiT ... with the sizes below, or a published name such as SiT-XL/2, which has its own
-            "weights": "",  # start from these: the folder that `jaxdrl convert` made; "random": drawn, for tests; empty: pretrain
+            # Start from these: the folder that `jaxdrl convert` made, or the workdir of a run, whose tuned model becomes the base (and the
+            # KL reference); "random": drawn, for tests; empty: pretrain.
+            "weights": "",
             "fields": {},  # further fields of the network, such as {"qk_norm": True}; see `backbones.create`
             "patch_size": 2,
             "width": 32,

@@ -14,11 +14,12 @@ max and min those over the channels, h x w the size in pixels, and a mean withou
 | sharpness | mean over inner pixels of (4 L - its four neighbours)^2 | [0, 16] |
 | high_frequency | share of sum |F L(u, v)|^2, (u, v) != 0, with |(u, v)| > 1/4 cycle a pixel; 0 for a constant image | [0, 1] |
 | stroke_weight | mean i,  i the ink: L of bright strokes on a dark ground, 1 - L of dark ones on a bright ground | [0, 1] |
+| inked_pixels | share of pixels with i > 1/2: a count, whose gradient is 0 everywhere | [0, 1] |
 | stroke_width | 2 sum i / sum (|d_x i| + |d_y i|), with no ink around the image; a bar of a x b gives ab / (a + b) | [0, hw / (h + w)] pixels |
 | symmetry | sum i i' / sum i^2,  i' mirrored left to right: the cosine between the two; 0 without ink | [0, 1] |
 | centredness | 1 - |c|^2 / 2,  c the centre of mass of the ink, sides of the image at -1 and 1; 0 without ink | [0, 1] |
 
-All are traced and differentiable almost everywhere; where a root or a quotient is not (constant images, no ink), the gradient is 0.
+All are traced, and all but the count have a useful gradient almost everywhere; where a root or a quotient is not (constant images, no ink), the gradient is 0.
 """
 
 from collections.abc import Callable
@@ -190,6 +191,19 @@ def stroke_weight(images: Images, *, dark: bool = False) -> Scores:
     return ink(images, dark).mean(axis=_PLACES)
 
 
+def inked_pixels(images: Images, *, dark: bool = False) -> Scores:
+    """Share of pixels with more than half of the ink: a reward for policy gradients, since its own gradient is 0.
+
+    Args:
+        images: In [-1, 1], of one or three channels.
+        dark: See `ink`.
+
+    Returns:
+        In [0, 1].
+    """
+    return (ink(images, dark) > 0.5).astype(jnp.float32).mean(axis=_PLACES)
+
+
 def stroke_width(images: Images, *, dark: bool = False) -> Scores:
     """Twice the ink by the length of its outline, which is about the width of long strokes along rows or columns.
 
@@ -241,7 +255,7 @@ STATISTICS: dict[str, Callable[..., Scores]] = {
     statistic.__name__: statistic
     for statistic in (
         *(brightness, contrast, saturation, colourfulness, whiteness, sharpness, high_frequency),
-        *(stroke_weight, stroke_width, symmetry, centredness),
+        *(stroke_weight, inked_pixels, stroke_width, symmetry, centredness),
     )
 }
 

@@ -1,4 +1,4 @@
-"""The weights of a run: made by its stages, converted from their authors' files, or drawn for tests."""
+"""The weights of a run: made by its stages or another run's, converted from their authors' files, or drawn for tests."""
 
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,10 @@ def load_discriminator(workdir: Path) -> PyTree:
 def _given(network: Any, config: Config, purpose: str, place: str) -> PyTree:
     """Weights from a folder, stacked where the run scans its layers; or drawn."""
     template = jax.eval_shape(network.init, jax.random.key(0))
+    if purpose == "backbone" and models.is_run(place):
+        return files.match(
+            template, _load(Path(place) / "posttrain" / "model.safetensors", "posttrain"), f"the tuned model of {place}"
+        )
     if place == models.RANDOM:
         return _drawn(template, stage_seed(config.seed, f"random/{purpose}"))
     params = stack.stacked(model_directory.load(Path(place))[1], template)

@@ -1,6 +1,6 @@
 """From a config to the networks of a run. Their weights: `loading.py`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -154,8 +154,8 @@ def alignment(config: Config) -> encoders.Encoder | None:
 
 
 def _stored_fields(settings: Any, key: str) -> dict[str, Any]:
-    """Fields of the model in a folder of weights; empty where there is no folder."""
-    if settings.weights in ("", RANDOM):
+    """Fields of the model in a folder of weights; empty where there is no folder, or it is a run's, which has the config's sizes."""
+    if settings.weights in ("", RANDOM) or is_run(settings.weights):
         return {}
     name, fields = model_directory.describe(Path(settings.weights))
     if name != settings.name:
@@ -163,12 +163,12 @@ def _stored_fields(settings: Any, key: str) -> dict[str, Any]:
     return fields
 
 
-def reward_model(label: str, given: Mapping[str, Any], with_params: bool = False) -> tuple[RewardModel, PyTree]:
-    """Builds a published reward model from the folder that a reward of the config names.
+def reward_model(name: str, folder: str, with_params: bool = False) -> tuple[RewardModel, PyTree]:
+    """Builds a published reward model from its folder.
 
     Args:
-        label: Of the reward, for errors.
-        given: Its fields in the config: weights.
+        name: Published name.
+        folder: Field `weights` of the reward in the config.
         with_params: Whether parameters and vocabulary are read too.
 
     Returns:
@@ -177,15 +177,26 @@ def reward_model(label: str, given: Mapping[str, Any], with_params: bool = False
     Raises:
         UserError: If no folder is given, or it holds another model.
     """
-    name, key = given.get("name", label), f"config.posttrain.rewards.{label}.weights"
-    if not given.get("weights"):
-        raise UserError(f"{key} is missing: the folder that `jaxdrl convert --model={name} --from=FILE --to=DIR` made")
-    found, fields = model_directory.describe(Path(given["weights"]))
+    if not folder:
+        raise UserError(f"weights: {name} needs the folder that `jaxdrl convert --model={name} --from=FILE --to=DIR` made")
+    found, fields = model_directory.describe(Path(folder))
     if found != name:
-        raise UserError(f"{key}: {given['weights']} holds {found}, not {name}")
+        raise UserError(f"weights: {folder} holds {found}, not {name}")
     if with_params:
-        return cast(Any, model_directory.load(Path(given["weights"])))
+        return cast(Any, model_directory.load(Path(folder)))
     return preference.create(name, **fields), None
+
+
+def is_run(place: str) -> bool:
+    """Whether a place of weights is the workdir of a run.
+
+    Args:
+        place: `config.backbone.weights`.
+
+    Returns:
+        True if it holds a run's config.
+    """
+    return (Path(place) / "config.json").is_file()
 
 
 def tuple_of(value: Any) -> Any:

@@ -49,12 +49,13 @@ def load(run: Run) -> dict[str, PyTree]:
 
 def _published(run: Run, label: str, given) -> dict[str, PyTree]:
     """Weights of a published reward model, and a row of text a class."""
-    model, params = models.reward_model(label, given, with_params=True)
+    model, params = models.reward_model(given.get("name", label), given["weights"], with_params=True)
     if model.text is None:
         return {"params": params, "text": None}
     config, key = run.config, f"config.posttrain.rewards.{label}"
     try:
-        names = prompts.class_names(models.tuple_of(given.get("class_names", config.data.name)), config.data.num_classes)
+        usual = "imagenet" if config.data.name.startswith("imagenet") else config.data.name
+        names = prompts.class_names(models.tuple_of(given.get("class_names", usual)), config.data.num_classes)
         rows = model.text(params, prompts.prompts(names, given.get("prompt", prompts.TEMPLATE)))
     except UserError as error:
         raise UserError(f"{key}: {error} (fields class_names and prompt)") from error

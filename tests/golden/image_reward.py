@@ -120,20 +120,22 @@ def _compare(code: Path, folder: Path) -> dict[str, float]:
     mask = torch.tensor((ids > 0).astype(np.int64))
     score = network.score_gard(torch.tensor(ids), mask, network.preprocess.transforms[-1](0.5 * (given + 1)))[:, 0]
     (score * torch.tensor(weights)).sum().backward()
+    score, slope = score.detach().numpy(), given.grad.numpy().transpose(0, 2, 3, 1)
+    state = network.state_dict()
+    del network
     how = {"scan_layers": True}
     ours = image_reward.create(vision=how, text=how)
-    params = from_torch(ours, network.state_dict(), place=jnp.asarray)
+    params = from_torch(ours, state, place=jnp.asarray)
+    del state
+
+    def weighted(images, params):
+        found = ours.score(params, images, jnp.asarray(ids, jnp.int32))
+        return found @ weights, found
+
     with jax.default_matmul_precision("highest"):
-        both = jax.value_and_grad(
-            lambda images: _weighted(ours.score(params, images, jnp.asarray(ids, jnp.int32)), weights), has_aux=True
-        )
-        (_, found), slope = jax.jit(both)(jnp.asarray(images))
-    pairs = {"score": (found, score.detach().numpy()), "gradient": (slope, given.grad.numpy().transpose(0, 2, 3, 1))}
+        (_, found), gradient = jax.jit(jax.value_and_grad(weighted, has_aux=True))(jnp.asarray(images), params)
+    pairs = {"score": (found, score), "gradient": (gradient, slope)}
     return {key: float(np.abs(np.asarray(a) - b).max() / np.abs(b).max()) for key, (a, b) in pairs.items()}
-
-
-def _weighted(scores, weights):
-    return scores @ weights, scores
 
 
 def theirs(code: Path, folder: Path, vision: dict, text: dict):

@@ -14,7 +14,7 @@ from jaxdrl.rewards import image_statistics as statistics
 from jaxdrl.rewards.image_statistics import STATISTICS
 
 TOP = {"contrast": 0.5, "colourfulness": 1.17, "sharpness": 16.0, "stroke_width": 30 / 11}
-INK = ("stroke_weight", "stroke_width", "symmetry", "centredness")
+INK = ("stroke_weight", "inked_pixels", "stroke_width", "symmetry", "centredness")
 
 
 def _grey(light):
@@ -83,6 +83,7 @@ def test_sharpness_and_high_frequency():
 def test_strokes():
     bar = _box((12, 10), 2, 3, 8, 2)
     assert _value("stroke_weight", _grey(bar)) == pytest.approx(16 / 120)
+    assert _value("inked_pixels", _grey(0.6 * bar + 0.4 * _box((12, 10), 0, 0, 2, 2))) == pytest.approx(16 / 120)
     assert _value("stroke_width", _grey(bar)) == pytest.approx(8 * 2 / (8 + 2))
     assert _value("stroke_width", _grey(0.3 * bar)) == pytest.approx(8 * 2 / (8 + 2))  # its width, not its ink
     assert _value("stroke_width", _grey(np.ones((12, 10)))) == pytest.approx(120 / 22)
@@ -128,7 +129,9 @@ def test_gradients_are_the_slopes():
     values, slopes = jax.jit(lambda images: jax.jvp(together, (images,), (direction,)))(images)
     ahead, behind = (np.asarray(jax.jit(together)(images + sign * 1e-3 * direction), np.float64) for sign in (1, -1))
     np.testing.assert_allclose(slopes, (ahead - behind) / 2e-3, rtol=2e-2, atol=2e-3)
-    assert np.all(np.abs(slopes) > 1e-5) and np.all(np.isfinite(values))
+    assert np.all(np.isfinite(values))
+    for name, slope in zip(STATISTICS, np.asarray(slopes), strict=True):
+        assert (slope == 0) if name == "inked_pixels" else (abs(slope) > 1e-5), name  # a count has no gradient
 
 
 @pytest.mark.parametrize("level", [-1.0, -0.3, 1.0])

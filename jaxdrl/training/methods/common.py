@@ -99,14 +99,14 @@ def rewards(config: Config, weights: Frozen | None = None, *, measured: bool = F
     for group, named in groups.items():
         for label, given in named.items():
             try:
-                found.append(_reward(config, label, given, known))
+                found.append(_reward(config, label, dict(given), known))
             except UserError as error:
                 raise UserError(f"config.{group}.rewards.{label}: {error}") from error
     return found
 
 
 def _reward(config: Config, label: str, given: Mapping[str, Any], weights: Frozen) -> Reward:
-    fields = {key: models.tuple_of(value) for key, value in dict(given).items()}
+    fields = {key: models.tuple_of(value) for key, value in given.items()}
     name, own = fields.pop("name", label), weights.rewards.get(label) or {}
     through = lambda which, params: lambda images: models.features(config, which)(params, images)  # noqa: E731
     if name == "discriminator":
@@ -117,7 +117,7 @@ def _reward(config: Config, label: str, given: Mapping[str, Any], weights: Froze
         preference.check(config)
         fields |= {"head": own.get("head"), "features": through("preference", own.get("encoder"))}
     elif name in PUBLISHED:
-        model, _ = models.reward_model(label, fields)
+        model, _ = models.reward_model(name, given.get("weights", ""))
         fields = {key: value for key, value in fields.items() if key not in ("weights", "prompt", "class_names")}
         # Where only names and kinds are asked for, there are no rows of text yet.
         text = own["text"] if own else model.text and jnp.zeros((config.data.num_classes, 1))
