@@ -30,6 +30,10 @@ how
                fd-clip, fd-mae, fd-convnext, fdr6, spectrum, drift; and in the space of --encoder: fd, fd-infinity, kd, prdc
                (precision, recall, density, coverage), adm-pr, accuracy, memorisation.
                Default: fid,sfid,is,prdc; in a workdir fd,kd,prdc
+  --rewards    published reward models and image statistics: pickscore, hpsv2, hpsv2.1, clipscore, imagereward, aesthetic, aesthetic-v2,
+               brightness, symmetry ...; mean and spread, and against --base the shift in the base's standard deviations, drift beside it
+  --base       samples of the untuned model, as for --samples; in a workdir the base's own, with the same noise
+  --class_names, --prompt: what labels stand for (imagenet, digits, a file with a name a line) and "a photo of a {class}"
   --encoder    a space or a published encoder (default inception); in a workdir also judge (the default), reward, pixels
   --weights    folders that `jaxdrl convert` made, one an encoder; "random" draws weights, to try a pipeline out
   --bootstrap  resamples for 95 % confidence intervals of Frechet distances, Inception Score, prdc, accuracy; default 0
@@ -49,13 +53,13 @@ examples
 
 _DEFAULTS = {"files": ["fid", "sfid", "is", "prdc"], "workdir": ["fd", "kd", "prdc"]}
 OF_CHECKPOINT = ("model", "guidance", "interval", "seed", "steps")
-_TEXTS = ("samples", "reference", "train", "encoder", "out", "save_statistics")
+_TEXTS = ("samples", "reference", "train", "base", "encoder", "out", "save_statistics", "class_names", "prompt")
 # name -> (default, least)
 _INTEGERS = {
     **{"num": (None, 1), "steps": (None, 1), "seed": (None, 0), "bootstrap": (0, 0), "batch_size": (64, 1)},
     **{"k": (3, 1), "density_k": (5, 1), "kd_subsets": (100, 1), "kd_subset_size": (1000, 1)},
 }
-OWN_FLAGS = (*_TEXTS, *_INTEGERS, "model", "metrics", "weights", "interval", "guidance")
+OWN_FLAGS = (*_TEXTS, *_INTEGERS, "model", "metrics", "rewards", "weights", "interval", "guidance")
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -69,6 +73,7 @@ def define_flags(values: flags.FlagValues) -> None:
     for name, (start, least) in _INTEGERS.items():
         flags.DEFINE_integer(name, start, "See --help.", lower_bound=least, flag_values=values)
     flags.DEFINE_string("model", "tuned", "base, tuned or longer.", flag_values=values)
+    flags.DEFINE_list("rewards", [], "See --help.", flag_values=values)
     flags.DEFINE_list("metrics", None, "See --help.", flag_values=values)
     flags.DEFINE_list("weights", [], "Folders.", flag_values=values)
     flags.DEFINE_list("interval", ["0", "1"], "Times at which guidance acts.", flag_values=values)
@@ -119,7 +124,12 @@ def run(values: flags.FlagValues, config: Config) -> int:
     useless = [] if of_run else [name for name in OF_CHECKPOINT if values[name].present]
     if useless:
         raise UserError(f"--{useless[0]} is for samples of a checkpoint (--workdir alone); --samples are measured as they are")
-    metrics = values.metrics or _DEFAULTS["workdir" if of_run else "files"]
+    metrics = values.metrics or ([] if values.rewards else _DEFAULTS["workdir" if of_run else "files"])
+    _check_rewards(values)
+    if values.rewards and not of_run and not values.reference and not metrics:
+        values.reference = values.base  # what drifts, drifts from the base
+    if values.rewards and "drift" not in metrics and (of_run or values.reference):
+        metrics = [*metrics, "drift"]
     encoder = values.encoder or ("judge" if of_run else "inception")
     options = suite.Options(
         kernel_subsets=values.kd_subsets,
@@ -198,7 +208,7 @@ def images(place: str, values: flags.FlagValues, config: Config, limit: int = 0)
     return Subject(source=source, description=kept)
 
 
-def generated(values: flags.FlagValues, config: Config, scale: float, times: tuple[float, float]) -> Subject:
+def generated(values: flags.FlagValues, config: Config, scale: float, times: tuple[float, float], model: str = "") -> Subject:
     """Samples of a run's model.
 
     Args:
@@ -206,6 +216,7 @@ def generated(values: flags.FlagValues, config: Config, scale: float, times: tup
         config: Of the run.
         scale: Of guidance; 1 is none.
         times: At which it acts.
+        model: Which; empty: as --model says.
 
     Returns:
         The images.
@@ -217,13 +228,14 @@ def generated(values: flags.FlagValues, config: Config, scale: float, times: tup
     from jaxdrl.training import generation, loading
     from jaxdrl.weights import files
 
-    params = loading.load_model(config, Path(values.workdir), values.model)
+    model = model or values.model
+    params = loading.load_model(config, Path(values.workdir), model)
     num, steps = values.num or config.evaluate.num_samples, values.steps or config.evaluate.sampling_steps
     seed = values.seed or 0
     guidance = None if scale == 1.0 else Guidance(scale, times)
     source = generation.Samples(config, params, num=num, seed=seed, num_steps=steps, guidance=guidance)
     description = {
-        "source": f"{values.model} of {Path(values.workdir).name}",
+        "source": f"{model} of {Path(values.workdir).name}",
         "weights": files.fingerprint(params),
         "seed": seed,
         "steps": steps,
@@ -274,7 +286,9 @@ def measure(
     keep = {name for name, (features, _) in needed.items() if features}
     if options.bootstrap:
         keep |= suite.needs_bootstrap_features(metrics, encoder)
-    mine = _collect("samples", samples, spaces, sorted(keep), out / "samples", values)
+    scores = _reward_spaces(values, config)
+    keep |= {space.name for space in scores}
+    mine = _collect("samples", samples, [*spaces, *scores], sorted(keep), out / "samples", values)
     statistics, reference = _reference(values, config, spaces, needed, reference_folder or out)
     place, said = Path(values.reference or ""), None
     if statistics:
@@ -296,13 +310,14 @@ def measure(
     result = {
         "metrics": suite.to_json(numbers),
         "warnings": warnings,
+        "rewards": _rewards(values, config, scores, mine, out, warnings),
         "samples": samples.description | {"num": mine.count},
         "reference": {
             "source": values.reference or _default_reference(config),
             "from_statistics": sorted(statistics),
             "images": said,
         },
-        "specifications": {space.name: space.spec.to_dict() for space in spaces},
+        "specifications": {space.name: space.spec.to_dict() for space in [*spaces, *scores]},
         "options": vars(options),
         "images_per_second": round(mine.computed / mine.seconds, 3) if mine.computed else None,
         "seconds": round(time.monotonic() - began, 2),
@@ -332,6 +347,9 @@ def table(result: dict[str, Any]) -> str:
         spread = f"± {number['spread']:.4g}" if "spread" in number else ""
         between = "{:.6g} .. {:.6g}".format(*number["interval"]) if "interval" in number else ""
         lines.append((name, f"{number['value']:.6g}", spread, between, number.get("space", "")))
+    for name, number in result.get("rewards", {}).items():
+        gain = f"{number['gain']:+.3f} of the base's" if "gain" in number else ""
+        lines.append((f"reward {name}", f"{number['mean']:.6g}", f"± {number['std']:.4g}", gain, ""))
     kept = [column for column in range(5) if column < 2 or any(line[column] for line in lines[1:])]
     widths = {column: max(len(line[column]) for line in lines) for column in kept}
     text = ["  ".join(line[column].ljust(widths[column]) for column in kept).rstrip() for line in lines]
@@ -370,11 +388,59 @@ def _spaces(values: flags.FlagValues, config: Config, names: list[str]) -> list[
                 raise UserError(f"--encoder={name} needs the --workdir whose encoder it is")
             own[name] = measuring.encoder_space(config, Path(values.workdir), name)
     others = [name for name in names if name not in own]
-    if others and not values.weights:
+    folders = [] if not others else [folder for folder in values.weights if not _is_reward(folder)]
+    if others and not folders:
         raise UserError(f"--weights is missing: {', '.join(others)} need converted encoders (see `jaxdrl evaluate --help`)")
-    published = spaces.published(others, spaces.Weights(values.weights)) if others else []
+    published = spaces.published(others, spaces.Weights(folders)) if others else []
     own |= {space.name: space for space in published}
     return [own[name] for name in names]
+
+
+def _check_rewards(values: flags.FlagValues) -> None:
+    useless = [name for name in ("base", "class_names", "prompt") if values[name].present and not values.rewards]
+    if useless:
+        raise UserError(f"--{useless[0]} is for --rewards; say which")
+
+
+def _is_reward(folder: str) -> bool:
+    from jaxdrl.rewards import preference
+    from jaxdrl.weights import model_directory
+
+    return (Path(folder) / "model.json").is_file() and model_directory.describe(Path(folder))[0] in preference.PUBLISHED
+
+
+def _reward_spaces(values: flags.FlagValues, config: Config) -> list[Any]:
+    if not values.rewards:
+        return []
+    from jaxdrl.evaluation import reward_spaces
+    from jaxdrl.rewards.preference import prompts
+
+    usual = "imagenet" if config.data.name.startswith("imagenet") else config.data.name
+    classes = values.class_names or (usual if config != default() else "")
+    return reward_spaces.published(values.rewards, values.weights, classes, values.prompt or prompts.TEMPLATE)
+
+
+def _rewards(
+    values: flags.FlagValues, config: Config, spaces: list[Any], mine: Any, out: Path, warnings: list[str]
+) -> dict[str, Any]:
+    """Means and spreads of the rewards, and the shift against the base."""
+    if not spaces:
+        return {}
+    from jaxdrl.evaluation import reward_spaces
+
+    names = [space.name.removeprefix(reward_spaces.PREFIX) for space in spaces]
+    rows, base = {"tuned": mine.features.__getitem__}, None
+    if values.base:
+        base = images(values.base, values, config, values.num or 0)
+    elif not values.samples and values.model != "base":
+        base = generated(values, config, values.guidance, interval(values), "base")
+    if base is not None:
+        rows["base"] = _collect("base", base, spaces, [space.name for space in spaces], out / "base", values).features.__getitem__
+    found = reward_spaces.table(names, rows)
+    silent = [name for name, numbers in found.items() if not numbers["tuned"]["count"]]
+    if silent:
+        warnings.append(f"{', '.join(silent)}: no image has a label that is a class, so there is no prompt to compare it with")
+    return {name: numbers["tuned"] | ({"base": numbers["base"]} if base else {}) for name, numbers in found.items()}
 
 
 def _reference(values: flags.FlagValues, config: Config, spaces: list[Any], needed: dict, out: Path) -> tuple[dict, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxdrl import data, stored_config
+from jaxdrl.evaluation import reward_spaces
 from jaxdrl.evaluation.collect import collect
 from jaxdrl.rewards import image_statistics, jpeg
 from jaxdrl.training import loading, measuring, mesh, models, reward_weights
@@ -90,7 +91,7 @@ def _weights(run):
 def test_the_table_is_in_the_bases_standard_deviations(measured):
     tuned = {name: values + np.float32([0.5, 0.0]) for name, values in measured.features.items()}
     rows = {"base": measured.features.__getitem__, "tuned": tuned.__getitem__}
-    table = measuring.reward_table(["ink", "jpeg_compressibility"], rows)
+    table = reward_spaces.table(["ink", "jpeg_compressibility"], rows)
     sizes = measured.features["reward_jpeg_compressibility"]
     kept = sizes[sizes[:, 1] > 0, 0].astype(np.float64)
     assert table["jpeg_compressibility"]["base"] == {"mean": kept.mean(), "std": kept.std(), "count": 4}

@@ -1,5 +1,6 @@
 """Published reward models in a run: from the folder that the config names to numbers."""
 
+import json
 import shutil
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxdrl import stored_config
+from jaxdrl import cli, stored_config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import preference
 from jaxdrl.rewards.preference import tokens
@@ -51,6 +52,55 @@ def test_a_class_is_a_prompt(folder, tiny_run, tmp_path):
     expected = 2 * folder.model.score(folder.params, images, text)
     np.testing.assert_allclose(reward(images, jnp.array([3, 0])), expected, rtol=1e-5)
     assert reward.name == "clip" and not np.allclose(*expected)
+
+
+def test_evaluate_reports_rewards(folder, tmp_path, capsys):
+    """Mean and spread as computed by hand, the shift against the base, drift beside it."""
+    rng = np.random.default_rng(3)
+    images, base = rng.integers(0, 256, (2, 12, 8, 8, 3), np.uint8)
+    labels = np.arange(12) % 3
+    for name, pictures in (("tuned", images // 2), ("base", base)):
+        np.savez(tmp_path / f"{name}.npz", arr_0=pictures, labels=labels)
+    np.savez(tmp_path / "silent.npz", arr_0=images)
+    (tmp_path / "names.txt").write_text("cat\ndog\nfish\n")
+    common_flags = ["--rewards=clipscore,brightness,jpeg_compressibility", f"--weights={folder.path}"]
+    common_flags += [f"--class_names={tmp_path / 'names.txt'}", "--batch_size=5"]
+    command = ["evaluate", f"--samples={tmp_path / 'tuned.npz'}", f"--base={tmp_path / 'base.npz'}", *common_flags]
+    assert cli.main([*command, f"--out={tmp_path / 'out'}"]) == 0
+    kept = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    text = folder.model.text(folder.params, [f"a photo of a {name}" for name in ("cat", "dog", "fish")])
+    expected = {
+        name: np.asarray(folder.model.score(folder.params, jnp.asarray(pictures / np.float32(127.5) - 1), text[labels]))
+        for name, pictures in (("tuned", images // 2), ("base", base))
+    }
+    found = kept["rewards"]["clipscore"]
+    assert found["mean"] == pytest.approx(expected["tuned"].mean(), rel=1e-4)
+    assert found["std"] == pytest.approx(expected["tuned"].std(), rel=1e-3) and found["count"] == 12
+    shift = (expected["tuned"].mean() - expected["base"].mean()) / expected["base"].std()
+    assert found["gain"] == pytest.approx(shift, rel=1e-2)
+    assert kept["rewards"]["brightness"]["gain"] < -3 and "drift/brightness" in kept["metrics"]
+    printed = capsys.readouterr().out
+    assert "reward clipscore" in printed and "of the base's" in printed
+    assert cli.main(["evaluate", f"--samples={tmp_path / 'silent.npz'}", *common_flags, f"--out={tmp_path / 's'}"]) == 0
+    assert "no image has a label that is a class" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--rewards=beauty"], "--rewards: beauty is unknown"),
+        (["--rewards=clipscore"], "clipscore needs its folder among --weights"),
+        (["--rewards=clipscore", "--weights={folder}"], "say what the labels stand for with --class_names"),
+        (["--rewards=brightness,brightness"], "given twice"),
+        (["--base={samples}", "--metrics=drift"], "--base is for --rewards"),
+    ],
+)
+def test_mistakes_of_the_command_are_one_line(flags, said, folder, tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", arr_0=np.zeros((4, 8, 8, 3), np.uint8))
+    given = [flag.format(folder=folder.path, samples=tmp_path / "x.npz") for flag in flags]
+    assert cli.main(["evaluate", f"--samples={tmp_path / 'x.npz'}", *given, f"--out={tmp_path / 'o'}"]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(

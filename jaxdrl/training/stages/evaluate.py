@@ -15,7 +15,7 @@ import numpy as np
 from jaxdrl import data
 from jaxdrl.data import Source
 from jaxdrl.errors import UserError
-from jaxdrl.evaluation import classifier, drift, frechet, memorisation, protocol, search, spaces, tilt
+from jaxdrl.evaluation import classifier, drift, frechet, memorisation, protocol, reward_spaces, search, spaces, tilt
 from jaxdrl.evaluation.collect import Collected, ImageSource, collect
 from jaxdrl.evaluation.image_sources import Split
 from jaxdrl.evaluation.sampling import Guidance
@@ -229,7 +229,7 @@ def _single_numbers(run: Run, sets: _Sets) -> dict[str, Any]:
         "memorisation": copied | {"floor": 0.05},
         "drift": _drifts(sets, held_out),
         "reward_mean": means,
-        "rewards": measuring.reward_table(sets.rewards, features),
+        "rewards": reward_spaces.table(sets.rewards, features),
         "kl": kl,
         **(_ideal_numbers(run, sets, means["tuned"] - means["base"], kl) if sets.tilts else {}),
         "control": stage_result(run.workdir, "longer") or {},
