@@ -11,11 +11,13 @@ was cut goes on where it stopped.
 
 import argparse
 import json
+import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+SHARED = ("data", "encoders", "pretrain", "discriminator")  # stages that are the same in all arms of a seed
 CONFIGS = Path(__file__).parent.parent / "configs"
 ARMS = {
     "nft": ("nft_digits", ()),
@@ -55,6 +57,11 @@ def measured(out: Path, arm: str, seed: int) -> dict[str, float]:
     """
     workdir = out / arm / f"seed{seed}"
     recipe, flags = ARMS[arm]
+    for other in ARMS:
+        source = out / other / f"seed{seed}"
+        if not workdir.exists() and (source / SHARED[-1] / "result.json").exists():
+            for stage in SHARED:
+                shutil.copytree(source / stage, workdir / stage)
     command = ["run", f"--config={CONFIGS / recipe}.py", f"--config.seed={seed}", f"--workdir={workdir}", *flags]
     subprocess.run([sys.executable, "-m", "jaxdrl", *command], check=True)
     report = json.loads((workdir / "report.json").read_text())
