@@ -26,7 +26,7 @@ def main():
     config.posttrain.update(buffer_size=32, rollout_batch=16, batch_size=16, learning_rate=1e-3)
     if sys.argv[-1] == "marble":
         rewards = {"discriminator": {}, "sharpness": {}, "stroke_width": {"classes": (0, 1, 2)}}
-        config.posttrain.update(rewards=ml_collections.ConfigDict(rewards), micro_batches=2)
+        config.posttrain.rewards, config.posttrain.micro_batches = ml_collections.ConfigDict(rewards), 2
         config.posttrain.balance.update(rule="marble", gram="exact")
     if sys.argv[1] == "one":
         devices = jax.make_mesh((1, 1, 1), mesh.AXES, devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,) * 3)
