@@ -439,13 +439,16 @@ def _flow_grpo() -> Config:
 
 
 def _host() -> Config:
-    """Of rewards on the host; like `runtime`, these may differ between two calls on one workdir."""
+    """Of rewards on the host; like `runtime`, all but `overlap` may differ between two calls on one workdir."""
     return ml_collections.ConfigDict(
         {
             "timeout_seconds": 60.0,  # of one attempt for all images of a refresh
             "retries": 2,  # further attempts; then the reward is masked in this refresh
             "backoff_seconds": 1.0,  # before the second attempt; twice as long before each further one
             "patience": 3,  # the run stops, to be resumed, before it learns from so many refreshes in a row with a masked reward
+            # The next rollout while rewards are computed; policy gradients only. False, since samples are then one update older, and
+            # a tree of parameters and a buffer more are held: see training/methods/overlap.py.
+            "overlap": False,
             "isolate": False,  # a process of its own for each reward, killed when it hangs and started anew when it dies
         }
     )

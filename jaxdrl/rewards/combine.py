@@ -2,8 +2,9 @@
 
 A reward is traced (it runs inside the compiled step, and has a gradient where its formula has one) or runs on the host, in NumPy, between
 two compiled halves. NaN says that a reward does not apply to an image, as MARBLE's OCR and GenEval (arXiv 2605.06507) apply to their
-own prompts only; here a reward is restricted to classes. A reward that fails raises; values that are not finite where it applies are
-counted as failures of those samples in training (`training/methods/scoring.py`), and `supervised.py` asks again on the host.
+own prompts only; here a reward is restricted to classes, and a selective one says so itself, image by image. A reward that fails raises;
+values that are not finite where it applies are counted as failures of those samples in training (`training/methods/scoring.py`), and
+`supervised.py` asks again on the host. `docs/rewards.md` says how to write one's own.
 
     chosen = [create("brightness"), create("symmetry", classes=(0, 8)), create("jpeg_compressibility", kilobytes=500.0)]
     stack(chosen[:2])(images, labels)        # [batch, 2], traced
@@ -22,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxdrl.errors import UserError
-from jaxdrl.rewards import bradley_terry, class_confidence, discriminator, jpeg, preference
+from jaxdrl.rewards import bradley_terry, class_confidence, discriminator, imported, jpeg, ocr, preference, remote
 from jaxdrl.rewards.image_statistics import STATISTICS
 
 Apply = Callable[[Any, Any], Any]
@@ -38,6 +39,7 @@ class Reward:
         traced: Whether `apply` is traced by JAX; otherwise it takes and gives NumPy arrays.
         classes: The classes to which it applies, None for all; the others get NaN.
         scale: What `apply` gives is multiplied by it; -1 turns a statistic round.
+        selective: Whether NaN from `apply` says that the reward does not apply to that image; otherwise it is a failure.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Reward:
     traced: bool = True
     classes: tuple[int, ...] | None = None
     scale: float = 1.0
+    selective: bool = False
 
     def __call__(self, images: Shaped[Array | np.ndarray, "..."], condition: Shaped[Array | np.ndarray, "..."]) -> Any:
         """Evaluates the reward.
@@ -129,7 +132,8 @@ def create(name: str, *, classes: Iterable[int] | None = None, scale: float = 1.
     kept = None if classes is None else tuple(int(label) for label in classes)
     if kept == ():
         raise UserError(f"reward {name}: classes is empty, so it would apply to no image; leave it out for all classes")
-    return Reward(name=label or name, apply=make(**fields), traced=traced, classes=kept, scale=float(scale))
+    made = make(**fields)
+    return Reward(name=label or name, apply=made, traced=traced, classes=kept, scale=float(scale), selective=name in _SELECTIVE)
 
 
 def stack(rewards: Sequence[Reward]) -> Callable[..., Float[Array, "batch K"]]:
@@ -227,4 +231,9 @@ _MAKERS: dict[str, tuple[Callable[..., Apply], bool]] = {
     **{name: (_of_model(name), True) for name in preference.PUBLISHED},
     "jpeg_incompressibility": (_of_images(jpeg.incompressibility), False),
     "jpeg_compressibility": (_of_images(jpeg.compressibility), False),
+    "ocr": (ocr.reward, False),
+    "remote": (remote.reward, False),
+    "function": (imported.reward, False),
+    "traced_function": (imported.reward, True),
 }
+_SELECTIVE = ("ocr", "remote")

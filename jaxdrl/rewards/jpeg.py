@@ -13,6 +13,8 @@ from io import BytesIO
 import numpy as np
 from jaxtyping import Float
 
+from jaxdrl.rewards.pixels import to_bytes
+
 
 def sizes(images: Float[np.ndarray, "batch h w c"], *, quality: int = 95, workers: int = 0) -> Float[np.ndarray, " batch"]:
     """Sizes of the files.
@@ -30,13 +32,7 @@ def sizes(images: Float[np.ndarray, "batch h w c"], *, quality: int = 95, worker
     """
     from PIL import Image
 
-    images = np.asarray(images, np.float32)
-    if images.ndim != 4 or images.shape[-1] not in (1, 3):
-        raise ValueError(f"JPEG takes images [batch, h, w, 1 or 3], got {images.shape}")
-    if not np.isfinite(images).all():
-        broken = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
-        raise ValueError(f"images {broken[:5].tolist()} have values that are not finite: has the model diverged?")
-    pixels = np.round((np.clip(images, -1, 1) + 1) * 127.5).astype(np.uint8)
+    pixels = to_bytes(images, what="JPEG")
 
     def size(image: np.ndarray) -> float:
         buffer = BytesIO()

@@ -4,7 +4,8 @@ A reward that asks a server or a program can raise, hang, die or give nonsense. 
 
     0 (i = 0), then backoff * 2^(i - 1) seconds,                                                                (1)
 
-and fails where the call raises, gives no answer in time or another shape, or where no value is finite although the reward applies. If all
+and fails where the call raises, gives no answer in time or another shape, or where no value is finite although the reward applies (to a
+selective one NaN says that it does not). If all
 fail, every value is NaN and `Outcome.error` says why; values that are not finite in an answer that has others are left to the caller,
 who masks and counts them.
 
@@ -116,6 +117,8 @@ class Supervised:
                 concerned = applies(self._reward, condition)
                 if values.shape != (len(images),):
                     raise ValueError(f"{values.shape} for {len(images)} images")
+                if self._reward.selective:
+                    concerned &= ~np.isnan(values)  # it may apply to none of these images
                 if concerned.any() and not np.isfinite(values[concerned]).any():
                     raise ValueError("no value is finite")
                 return Outcome(values, "")

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ def open_workdir(path: Path, config: Any) -> None:
 
     Args:
         path: The folder.
-        config: A `ConfigDict`; keys under `runtime` and `posttrain.host` may differ from those stored.
+        config: A `ConfigDict`; keys under `runtime` and `posttrain.host` may differ from those stored, except
+            `posttrain.host.overlap`; so may the url of a remote reward, and how it is asked.
 
     Raises:
         UserError: If it holds a run of another config, or cannot be written.
@@ -142,15 +144,17 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return {name: leaf for key, part in tree.items() for name, leaf in _flat(part, f"{prefix}.{key}" if prefix else key).items()}
 
 
-# How a run is carried out, and how patient it is with what fails.
-_MAY_DIFFER = ("runtime.", "posttrain.host.")
+# How a run is carried out, how patient it is with what fails, and where a remote reward is. What overlaps changes the numbers.
+_MAY_DIFFER = re.compile(
+    r"runtime\.|posttrain\.host\.(?!overlap$)|posttrain\.rewards\.[^.]+\.(url|workers|batch_size|token_variable|timeout_seconds)$"
+)
 
 
 def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
     names = [
         name
         for name in sorted(stored.keys() | wanted.keys())
-        if not name.startswith(_MAY_DIFFER) and stored.get(name) != wanted.get(name)
+        if not _MAY_DIFFER.match(name) and stored.get(name) != wanted.get(name)
     ]
     shown = [f"config.{name} is {stored.get(name)!r} there and {wanted.get(name)!r} here" for name in names[:3]]
     return "; ".join(shown) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")

@@ -24,11 +24,11 @@ def mean(images, condition):
     return images.mean(axis=(1, 2, 3))
 
 
-def rewards(*applies, classes=None):
+def rewards(*applies, **fields):
     """None is a traced one; they are called r0, r1 ..."""
     names = [f"r{i}" for i in range(len(applies))]
     return [
-        reward_functions.Reward(name=name, apply=apply or mean, traced=apply is None, classes=classes)
+        reward_functions.Reward(name=name, apply=apply or mean, traced=apply is None, **fields)
         for name, apply in zip(names, applies, strict=True)
     ]
 

@@ -182,9 +182,20 @@ def test_no_finite_reward_at_all_ends_the_run(tmp_path, monkeypatch):
 
 def test_patience_with_rewards_may_change_between_two_calls(tmp_path):
     config = _config()
+    with config.unlocked():
+        config.posttrain.rewards = {"far": {"name": "remote", "url": "http://a", "scale": 1.0}}
     workdir.open_workdir(tmp_path, config)
     config.posttrain.host.update(timeout_seconds=5.0, isolate=True)
+    config.posttrain.rewards.far.url = "http://b"  # the server has moved
     workdir.open_workdir(tmp_path, config)
+    config.posttrain.rewards.far.scale = 2.0
+    with pytest.raises(UserError, match=r"config\.posttrain\.rewards\.far\.scale"):
+        workdir.open_workdir(tmp_path, config)
+    config.posttrain.rewards.far.scale = 1.0
+    config.posttrain.host.overlap = True
+    with pytest.raises(UserError, match=r"config\.posttrain\.host\.overlap"):
+        workdir.open_workdir(tmp_path, config)
+    config.posttrain.host.overlap = False
     config.posttrain.guard.patience += 1
     with pytest.raises(UserError, match=r"config\.posttrain\.guard\.patience"):
         workdir.open_workdir(tmp_path, config)

@@ -14,7 +14,7 @@ import pytest
 from jaxdrl.config import default
 from jaxdrl.errors import UserError
 from jaxdrl.training import mesh
-from jaxdrl.training.methods import scoring
+from jaxdrl.training.methods import common, scoring
 from tests.training import scored
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +72,35 @@ def test_values_that_are_not_finite_are_masked_and_counted():
         "reward_failures/r2": 1,
         "reward_failures/r3": 0,
     }
+
+
+def test_a_selective_reward_says_by_nan_that_it_does_not_apply():
+    plain, chosen = (scored.rewards(scored.mean, selective=selective)[0] for selective in (False, True))
+    values, labels = jnp.array([[1.0], [np.nan], [np.inf], [np.nan]]), jnp.zeros(4, jnp.int32)
+    for reward, lost, share in ((plain, [False, True, True, True], 3 / 4), (chosen, [False, False, True, False], 1 / 2)):
+        kept, found, metrics = scoring.masked(values, labels, [reward], jnp.array([False]))
+        np.testing.assert_array_equal(kept[:, 0], [1, np.nan, np.nan, np.nan])
+        assert found.tolist() == lost and metrics["reward_not_finite/r0"] == pytest.approx(share)
+
+
+def test_a_remote_reward_has_the_time_of_an_attempt():
+    config = scored.config("far", "remote", "jpeg_compressibility")
+    config.posttrain.host.timeout_seconds = 20.0
+    with config.unlocked():
+        config.posttrain.rewards.far = {"name": "remote", "url": "http://a", "prompts": ["x", "y"]}
+        config.posttrain.rewards.remote = {"url": "http://a", "timeout_seconds": 3.0}
+    assert scoring.fields_of(config, "far") == {
+        "name": "remote",
+        "url": "http://a",
+        "prompts": ("x", "y"),
+        "timeout_seconds": 19.0,
+    }
+    assert scoring.fields_of(config, "remote")["timeout_seconds"] == 3.0
+    assert scoring.fields_of(config, "jpeg_compressibility") == {}
+    assert [reward.name for reward in common.rewards(config)] == ["far", "remote", "jpeg_compressibility"]
+    config.posttrain.rewards.far.url = "ftp://a"
+    with pytest.raises(UserError, match=r"^config\.posttrain\.rewards\.far: url: 'ftp://a' must be http"):
+        common.rewards(config)
 
 
 def test_settings_are_told():

@@ -14,6 +14,7 @@ from jaxdrl.errors import UserError
 from jaxdrl.rewards.combine import Reward
 from jaxdrl.rewards.preference import PUBLISHED
 from jaxdrl.training import lora, models, preference, state
+from jaxdrl.training.methods import scoring
 
 
 class Frozen(NamedTuple):
@@ -106,7 +107,7 @@ def rewards(config: Config, weights: Frozen | None = None, *, measured: bool = F
 
 
 def _reward(config: Config, label: str, given: Mapping[str, Any], weights: Frozen) -> Reward:
-    fields = {key: models.tuple_of(value) for key, value in given.items()}
+    fields = scoring.fields_of(config, label, given)
     name, own = fields.pop("name", label), weights.rewards.get(label) or {}
     through = lambda which, params: lambda images: models.features(config, which)(params, images)  # noqa: E731
     if name == "discriminator":

@@ -6,7 +6,7 @@ run's key alone, so the same command draws them again. A refresh with a masked r
 which nothing failed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -63,6 +63,24 @@ def settings_from(config: Config) -> supervised.Settings:
         raise UserError(f"config.posttrain.host: {error}") from error
 
 
+def fields_of(config: Config, label: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What the config says of a reward; a remote one gets the time that an attempt has.
+
+    Args:
+        config: A run's config.
+        label: Of the reward.
+        given: Its fields in the config.
+
+    Returns:
+        Fields of `rewards.create`, with `name` where it is not the label.
+    """
+    fields = {key: models.tuple_of(value) for key, value in given.items()}
+    if fields.get("name", label) == "remote":
+        # A little less: its own error says more than that of a thread that is left behind.
+        fields = {"timeout_seconds": 0.95 * config.posttrain.host.timeout_seconds} | fields
+    return fields
+
+
 def laid_out(tree: PyTree, devices: jax.sharding.Mesh) -> PyTree:
     """Inside jit: lays rows over data x fsdp, or whole on every device where they do not divide.
 
@@ -93,11 +111,11 @@ class HostRewards:
         self._options, settings, self._devices = config.posttrain.host, settings_from(config), devices
         self.columns = [index for index, reward in enumerate(rewards) if not reward.traced]
         self._alone = len(self.columns) == len(rewards)
-        given = dict(config.posttrain.rewards)
         self._rewards = []
         for reward in (rewards[column] for column in self.columns):
-            fields = {key: models.tuple_of(value) for key, value in dict(given[reward.name]).items()}
-            fields = {"name": reward.name, "label": reward.name} | fields
+            fields = {"name": reward.name, "label": reward.name} | fields_of(
+                config, reward.name, dict(config.posttrain.rewards[reward.name])
+            )
             self._rewards.append(supervised.Supervised(reward, settings, fields))
 
     def score(self, images: Float[Array, "batch h w c"], labels: Int[Array, " batch"]) -> tuple[Scored, list[str]]:
@@ -174,6 +192,8 @@ def masked(
         concerned = jnp.ones(len(labels), bool)
         if reward.classes is not None:
             concerned = jnp.isin(labels, jnp.asarray(reward.classes, jnp.int32))
+        if reward.selective:
+            concerned &= ~jnp.isnan(values[:, index])
         broken = concerned & ~finite[:, index] & ~failed[index]
         lost |= broken & finite[:, index].any()
         metrics[f"reward_not_finite/{reward.name}"] = broken.sum() / jnp.maximum(concerned.sum(), 1)
