@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from jaxdrl.errors import UserError
-from jaxdrl.rewards import bradley_terry, class_confidence, discriminator, imported, jpeg, ocr, preference, remote
+from jaxdrl.rewards import bradley_terry, class_confidence, discriminator, geneval, imported, jpeg, ocr, preference, remote
 from jaxdrl.rewards.image_statistics import STATISTICS
 
 Apply = Callable[[Any, Any], Any]
@@ -232,6 +232,7 @@ _MAKERS: dict[str, tuple[Callable[..., Apply], bool]] = {
     "jpeg_incompressibility": (_of_images(jpeg.incompressibility), False),
     "jpeg_compressibility": (_of_images(jpeg.compressibility), False),
     "ocr": (ocr.reward, False),
+    "geneval": (geneval.reward, False),
     "remote": (remote.reward, False),
     "function": (imported.reward, False),
     "traced_function": (imported.reward, True),

@@ -39,7 +39,7 @@ def test_every_weightless_name_is_its_function():
     )
     traced = {name: maker[1] for name, maker in rewards.combine._MAKERS.items()}
     hosted = [name for name, is_traced in traced.items() if not is_traced]
-    assert hosted == ["jpeg_incompressibility", "jpeg_compressibility", "ocr", "remote", "function"]
+    assert hosted == ["jpeg_incompressibility", "jpeg_compressibility", "ocr", "geneval", "remote", "function"]
     assert rewards.names() == list(traced)
 
 

@@ -97,7 +97,7 @@ def test_a_remote_reward_has_the_time_of_an_attempt():
     }
     assert scoring.fields_of(config, "remote")["timeout_seconds"] == 3.0
     assert scoring.fields_of(config, "jpeg_compressibility") == {}
-    assert [reward.name for reward in common.rewards(config)] == ["far", "remote", "jpeg_compressibility"]
+    assert [reward.name for reward in common.rewards(config)] == ["far", "jpeg_compressibility", "remote"]
     config.posttrain.rewards.far.url = "ftp://a"
     with pytest.raises(UserError, match=r"^config\.posttrain\.rewards\.far: url: 'ftp://a' must be http"):
         common.rewards(config)

@@ -26,7 +26,7 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow.memoryless import Schedule
 from jaxdrl.training import lora, mesh, models, state
-from jaxdrl.training.methods import common
+from jaxdrl.training.methods import common, overlap
 
 RULES = ("sum", "uniform", "marble")
 
@@ -90,6 +90,7 @@ def settings_from(config: Config) -> Settings:
             f"config.posttrain.rewards: adjoint_matching needs the gradient of a reward, which {', '.join(hosts)} does not have; leave it "
             "out, or set config.posttrain.algorithm to nft or flow_grpo"
         )
+    overlap.check(config, common.rewards(config))
     if options.subset_reduction not in ("sum", "mean"):
         raise UserError(f"config.posttrain.subset_reduction: {options.subset_reduction!r} must be sum or mean")
     try:

@@ -2,7 +2,7 @@
 
 A refresh is two halves: `roll` (samples of the old policy, decoded, and the rewards that can be traced) and `learn` (advantages, the balance
 of rewards, `epochs` passes of minibatch updates, the old policy's step). Where every reward is traced both are one compiled program;
-otherwise rewards on the host are computed between two.
+otherwise rewards on the host are computed between two, or beside the next rollout (`overlap.py`).
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from jaxdrl.errors import UserError
 from jaxdrl.flow import path
 from jaxdrl.flow.memoryless import Schedule
 from jaxdrl.training import lora, mesh, models
-from jaxdrl.training.methods import common, scoring
+from jaxdrl.training.methods import common, overlap, scoring
 from jaxdrl.training.state import norms
 
 RULES = ("sum", "gdpo", "uniform", "marble")
@@ -60,12 +60,14 @@ class State(NamedTuple):
         model: theta, theta_old, theta_ref, the EMA and the optimizer; of the adapters alone, where there are any.
         balance: MARBLE's averages.
         failing: In how many refreshes in a row, up to now, each reward gave nothing at all.
+        behind: Where rollouts overlap with rewards: the policy that samples for this refresh, one update older than `model.old`.
     """
 
     refresh: Int[Array, ""]
     model: nft.State
     balance: gradients.State
     failing: Int[Array, " k"]
+    behind: PyTree | None = None
 
 
 class Rolled(NamedTuple):
@@ -107,7 +109,7 @@ def settings_from(config: Config) -> Settings:
             f"config.posttrain.buffer_size ({options.buffer_size}) must be a multiple of group_size ({options.group_size})"
         )
     weights = common.reward_weights(config, RULES)
-    common.rewards(config)  # refuses unknown names before anything is computed
+    overlap.check(config, common.rewards(config))  # which refuses unknown names before anything is computed
     scoring.settings_from(config)
     try:
         algorithm = _nft(options.nft, shift) if options.algorithm == "nft" else _flow_grpo(options.flow_grpo, shift)
@@ -172,8 +174,9 @@ def initial_state(config: Config, base: PyTree) -> State:
     """
     settings, (optimizer, _) = settings_from(config), common.optimizer(config)
     trained = common.trained_at_first(config, base)
-    num = len(settings.names)
-    return State(jnp.zeros((), jnp.int32), nft.create(trained, optimizer), gradients.initial(num), jnp.zeros(num, jnp.int32))
+    num, model = len(settings.names), nft.create(trained, optimizer)
+    behind = jax.tree.map(jnp.array, trained) if config.posttrain.host.overlap else None
+    return State(jnp.zeros((), jnp.int32), model, gradients.initial(num), jnp.zeros(num, jnp.int32), behind)
 
 
 def trained(config: Config, current: State) -> PyTree:
@@ -232,14 +235,16 @@ def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh)
     if all(reward.traced for reward in rewards):
 
         def step(current: State, frozen: common.Frozen, key):
-            return halves.learn(current, frozen, halves.roll(current, frozen, key), key)
+            return halves.learn(current, frozen, halves.roll(current.model.old, current.refresh, frozen, key), key)
 
         return jax.jit(step, donate_argnums=0)
     roll, learn = jax.jit(halves.roll), jax.jit(halves.learn, donate_argnums=0)
     host = scoring.HostRewards(config, rewards, devices)
+    if config.posttrain.host.overlap:
+        return overlap.Overlapped(roll, learn, host, config.posttrain.refreshes)
 
     def in_two(current: State, frozen: common.Frozen, key):
-        rolled = roll(current, frozen, key)
+        rolled = roll(current.model.old, current.refresh, frozen, key)
         scored, errors = host.score(rolled.images, rolled.labels)
         host.judge(errors, np.asarray(current.failing), int(current.refresh) + 1)
         return learn(current, frozen, rolled, key, scored)
@@ -259,11 +264,11 @@ class _Halves:
         network = models.backbone(self.config)
         return lambda trained, x, t, y: network.velocity(common.merged(self.settings.lora, frozen.base, trained), x, t, y)
 
-    def roll(self, current: State, frozen: common.Frozen, key) -> Rolled:
+    def roll(self, old: PyTree, refresh: Int[Array, ""], frozen: common.Frozen, key) -> Rolled:
         """Samples groups of one condition each, and scores them."""
         options, network = self.config.posttrain, models.backbone(self.config)
         tokenizer = models.tokenizer(self.config)
-        noise_key, label_key, seed_key, _ = jax.random.split(jax.random.fold_in(key, current.refresh), 4)
+        noise_key, label_key, seed_key, _ = jax.random.split(jax.random.fold_in(key, refresh), 4)
         noise = jax.random.normal(noise_key, (options.buffer_size, *network.sample_shape), jnp.float32)
         groups = jnp.arange(options.buffer_size, dtype=jnp.int32) // options.group_size
         conditions = _conditions(label_key, options.buffer_size // options.group_size, network.num_classes)
@@ -271,7 +276,7 @@ class _Halves:
         noise, labels, groups = mesh.constrain_batch((noise, labels, groups), self.devices)
         chosen = common.rewards(self.config, frozen)
         # Merged once, not at every step of the sampler.
-        policy = common.merged(self.settings.lora, frozen.base, current.model.old)
+        policy = common.merged(self.settings.lora, frozen.base, old)
 
         def collect(part):
             noise, labels, key = part
@@ -295,6 +300,7 @@ class _Halves:
         # With normalised advantages the sum of raw rewards weighs each by its spread.
         shares = jnp.stack([metrics[f"reward_spread/{name}"] for name in settings.names]) * jnp.asarray(settings.weights)
         buffer = rolled.buffer._replace(advantages=advantage)
+        sampled = current.model.old if current.behind is None else current.behind
 
         def epoch(carry, key):
             order_key, step_key = jax.random.split(key)
@@ -304,7 +310,7 @@ class _Halves:
             def minibatch(carry, inputs):
                 index, key = inputs
                 batch = mesh.constrain_batch(jax.tree.map(lambda values: values[index], buffer), self.devices)
-                return self._update(carry, frozen, batch, key, shares)
+                return self._update(carry, frozen, sampled, batch, key, shares)
 
             return jax.lax.scan(minibatch, carry, (order.reshape(batches, -1), jax.random.split(step_key, batches)))
 
@@ -318,7 +324,9 @@ class _Halves:
             model = model._replace(old=model.params)  # the policy that samples is the one that is trained
         metrics |= counted | rolled.metrics | {"control_energy": self._energy(model, frozen, rolled.buffer, update_key)}
         failing = jnp.where(failed, current.failing + 1, 0)
-        return State(current.refresh + 1, model, balance, failing), metrics | common.by_reward(measured, self.settings.names)
+        behind = None if current.behind is None else current.model.old
+        after = State(current.refresh + 1, model, balance, failing, behind)
+        return after, metrics | common.by_reward(measured, self.settings.names)
 
     def _scored(self, rolled: Rolled, scored: scoring.Scored | None) -> tuple[Rolled, Any, Any, dict[str, Any]]:
         """All rewards, NaN where there is none; which rewards failed [K], which samples lack one [batch], and metrics of that."""
@@ -352,14 +360,14 @@ class _Halves:
             found = (total / (total.std() + settings.advantages.epsilon))[None]
         return found.T, metrics
 
-    def _update(self, carry, frozen: common.Frozen, batch: Any, key, shares):
+    def _update(self, carry, frozen: common.Frozen, sampled: PyTree, batch: Any, key, shares):
         model, balance = carry
         settings, (optimizer, _) = self.settings, common.optimizer(self.config)
         velocity = self._velocity(frozen)
 
         def losses(trained, part):
             if isinstance(settings.algorithm, nft.Settings):
-                return nft.loss(velocity, trained, model.old, model.reference, part, key, settings.algorithm)
+                return nft.loss(velocity, trained, sampled, model.reference, part, key, settings.algorithm)
             return flow_grpo.loss(velocity, trained, model.reference, part, settings.algorithm)
 
         if settings.rule == "marble":
