@@ -26,8 +26,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
     config.name = "nft_digits"
     config.posttrain.rewards = ml_collections.ConfigDict({"inked_pixels": {}})
-    config.posttrain.nft.update(num_steps=10, kl_weight=0.85, times="uniform", times_per_sample=8)
-    config.posttrain.refreshes = 40
+    config.posttrain.nft.update(num_steps=10, kl_weight=0.52, weighting="uniform", times="uniform", times_per_sample=8)
+    config.posttrain.update(refreshes=40, buffer_size=480, batch_size=480)
     config.posttrain.guard.energy = 20.0
     if variant == "tiny":
         return jaxdrl_config.tiny(config)

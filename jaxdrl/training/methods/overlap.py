@@ -60,7 +60,8 @@ class Overlapped:
         """
         self._roll, self._learn, self._host, self._refreshes = roll, learn, host, refreshes
         # The counter of the state to which the rollout belongs, and the rollout.
-        self._counter, self._rolled = None, None
+        self._counter: Any = None
+        self._rolled: Any = None
 
     def __call__(self, current: Any, frozen: Any, key: Any) -> tuple[Any, dict[str, Any]]:
         """One refresh.
