@@ -85,6 +85,48 @@ def test_the_terminal_adjoint_passes_decoder_and_encoder(finished):
     assert abs(slope) > 1e-4 and slope == pytest.approx(finite, rel=0.05, abs=1e-4)
 
 
+@pytest.mark.slow
+def test_preference_rl_after_drl(tmp_path):
+    """The DRL run's tuned model is both what is trained first and the KL reference; held-out rewards are measured."""
+    drl, prl = tmp_path / "drl", tmp_path / "prl"
+    assert cli.main(["run", f"--config={ROOT}/configs/drl_imagenet_sit_xl.py:tiny", f"--workdir={drl}"]) == 0
+    command = [
+        "run",
+        f"--config={ROOT}/configs/prl_imagenet_sit_xl.py:tiny",
+        f"--workdir={prl}",
+        f"--config.backbone.weights={drl}",
+    ]
+    assert cli.main(command) == 0
+    config = get_config(str(prl))
+    base, before = loading.load_model(config, prl, "base"), loading.load_model(get_config(str(drl)), drl, "tuned")
+    jax.tree.map(np.testing.assert_array_equal, base, before)
+    assert files.fingerprint(loading.load_model(config, prl, "tuned")) != files.fingerprint(base)
+    lines = [json.loads(line) for line in (prl / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if line["stage"] == "posttrain"]
+    assert steps and all(line["reward_gradient_norm"] > 0 and line["gradient_norm"] > 0 for line in steps)
+    rewards = json.loads((prl / "evaluate" / "results.json").read_text())["rewards"]
+    assert set(rewards) == {"pickscore", "aesthetic-v2_5", "clipscore"}
+    assert all(np.isfinite(row["tuned"]["gain"]) and row["base"]["std"] > 0 for row in rewards.values())
+
+
+def test_full_preference_rl_has_the_papers_settings(tmp_path):
+    """DRL's, but for the reward, the number of steps and what is measured."""
+    drl, prl = (cli._load(f"{ROOT}/configs/{which}_imagenet_sit_xl.py") for which in ("drl", "prl"))
+    settings = prl.posttrain
+    assert settings.refreshes * settings.epochs * (settings.buffer_size // settings.batch_size) == 5000
+    assert settings.rewards.pickscore.weights == "models/pickscore"
+    names = {label: given.name for label, given in prl.evaluate.rewards.items()}
+    assert set(names.values()) == {"hpsv2.1", "imagereward", "aesthetic-v2.5", "clipscore"} and "hpsv2_1" in names
+    assert all(given.weights == f"models/{given.name}" for given in prl.evaluate.rewards.values())
+    for which in (drl, prl):
+        which.name = ""
+        which.posttrain.update(refreshes=0, reward_scale=0.0)
+        which.posttrain.rewards = which.evaluate.rewards = ml_collections.ConfigDict()
+    assert drl.to_dict() == prl.to_dict()
+    after = cli._load(f"{ROOT}/configs/prl_imagenet_sit_xl.py:{tmp_path}")
+    assert after.backbone.weights == str(tmp_path) and after.backbone.name == "SiT-XL/2"
+
+
 def test_full_recipes_have_the_papers_settings():
     for recipe, name in RECIPES.items():
         config = cli._load(f"{ROOT}/configs/drl_imagenet_{recipe}.py")

@@ -1,5 +1,6 @@
 """The weights of a run: made by its stages or another run's, converted from their authors' files, or drawn for tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,22 @@ def _given(network: Any, config: Config, purpose: str, place: str) -> PyTree:
             template, _load(Path(place) / "posttrain" / "model.safetensors", "posttrain"), f"the tuned model of {place}"
         )
     if place == models.RANDOM:
-        return _drawn(template, stage_seed(config.seed, f"random/{purpose}"))
+        return drawn(network.init, stage_seed(config.seed, f"random/{purpose}"))
     params = stack.stacked(model_directory.load(Path(place))[1], template)
     return files.match(template, params, place)
 
 
-def _drawn(template: PyTree, seed: int) -> PyTree:
-    """No leaf at its initial value: fresh adaLN networks are zero everywhere, and so would be every gradient."""
-    rng = np.random.default_rng(seed)
+def drawn(init: Callable[[Any], PyTree], seed: int) -> PyTree:
+    """Draws weights. No leaf is at its initial value: fresh adaLN networks are zero everywhere, and so would be every gradient.
+
+    Args:
+        init: Of the network: key -> parameters.
+        seed: Any.
+
+    Returns:
+        Parameters of the same shapes.
+    """
+    rng, template = np.random.default_rng(seed), jax.eval_shape(init, jax.random.key(0))
 
     def draw(path, leaf):
         around = 1.0 if str(path[-1].key) in ("scale", "weight", "var") else 0.0

@@ -1,9 +1,10 @@
 """From a config to the networks of a run. Their weights: `loading.py`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 from jaxtyping import Array, Float, PyTree
@@ -12,10 +13,11 @@ from jaxdrl import backbones, encoders, tokenizers
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import discriminator, preference
-from jaxdrl.rewards.preference import RewardModel
+from jaxdrl.rewards.preference import RewardModel, tokens
 from jaxdrl.weights import model_directory
 
 RANDOM = "random"  # in place of a folder of weights: drawn from the seed, for tests
+REWARD_SIZES = ("vision", "text", "head")  # of a published reward model whose weights are drawn
 
 
 def tokenizer(config: Config) -> tokenizers.Pixels | tokenizers.Rae | tokenizers.SdVae:
@@ -163,28 +165,46 @@ def _stored_fields(settings: Any, key: str) -> dict[str, Any]:
     return fields
 
 
-def reward_model(name: str, folder: str, with_params: bool = False) -> tuple[RewardModel, PyTree]:
-    """Builds a published reward model from its folder.
+def reward_model(name: str, given: Mapping[str, Any], with_params: bool = False) -> tuple[RewardModel, PyTree]:
+    """Builds a published reward model from its folder; or of any size, where its weights are drawn.
 
     Args:
         name: Published name.
-        folder: Field `weights` of the reward in the config.
+        given: The reward in the config: `weights`, a folder or "random"; where they are drawn also `vision`, `text` and `head`, fields
+            of the model that differ.
         with_params: Whether parameters and vocabulary are read too.
 
     Returns:
-        The model and its parameters, None where they are not asked for.
+        The model and its parameters; None where they are not asked for, or are to be drawn. Drawn models read the bytes of a text.
 
     Raises:
-        UserError: If no folder is given, or it holds another model.
+        UserError: If no folder is given, or it holds another model, or fields do not fit.
     """
+    folder, sizes = given.get("weights", ""), {key: given[key] for key in REWARD_SIZES if key in given}
+    if folder == RANDOM:
+        return _drawn_reward_model(name, sizes), None
     if not folder:
         raise UserError(f"weights: {name} needs the folder that `jaxdrl convert --model={name} --from=FILE --to=DIR` made")
+    if sizes:
+        raise UserError(f"{', '.join(sizes)}: the sizes of {name} are those of its folder {folder}; leave them out")
     found, fields = model_directory.describe(Path(folder))
     if found != name:
         raise UserError(f"weights: {folder} holds {found}, not {name}")
     if with_params:
         return cast(Any, model_directory.load(Path(folder)))
     return preference.create(name, **fields), None
+
+
+def _drawn_reward_model(name: str, sizes: Mapping[str, Any]) -> RewardModel:
+    fields = {key: tuple_of(value) for key, value in sizes.items()}
+    try:
+        model = preference.create(name, **fields)
+        if model.text is None:
+            return model
+        known = jax.eval_shape(model.init, jax.random.key(0))["text"]["tokens"].shape[0]
+        return preference.create(name, **fields, tokenizer=tokens.of_bytes(known))
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def is_run(place: str) -> bool:

@@ -16,6 +16,7 @@ from jaxdrl.rewards.preference import prompts
 from jaxdrl.training import loading, models, preference
 from jaxdrl.training.batching import compiled
 from jaxdrl.training.context import Run
+from jaxdrl.training.randomness import stage_seed
 from jaxdrl.training.workdir import data_directory
 from jaxdrl.weights import files
 
@@ -49,10 +50,16 @@ def load(run: Run) -> dict[str, PyTree]:
 
 def _published(run: Run, label: str, given) -> dict[str, PyTree]:
     """Weights of a published reward model, and a row of text a class."""
-    model, params = models.reward_model(given.get("name", label), given["weights"], with_params=True)
+    config, group = run.config, "posttrain" if label in run.config.posttrain.rewards else "evaluate"
+    key = f"config.{group}.rewards.{label}"
+    try:
+        model, params = models.reward_model(given.get("name", label), given, with_params=True)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+    if params is None:
+        params = loading.drawn(model.init, stage_seed(config.seed, f"random/reward/{label}"))
     if model.text is None:
         return {"params": params, "text": None}
-    config, key = run.config, f"config.posttrain.rewards.{label}"
     try:
         usual = "imagenet" if config.data.name.startswith("imagenet") else config.data.name
         names = prompts.class_names(models.tuple_of(given.get("class_names", usual)), config.data.num_classes)

@@ -54,6 +54,27 @@ def test_a_class_is_a_prompt(folder, tiny_run, tmp_path):
     assert reward.name == "clip" and not np.allclose(*expected)
 
 
+def test_drawn_models_read_the_bytes_of_a_prompt(tiny_run, tmp_path):
+    """A small network of the config's sizes: the same rows in every call, another one a class, others for another seed."""
+    run = _run(tiny_run, tmp_path, weights="random", **cases.FIELDS["clipscore"])
+    found, again = reward_weights.load(run)["clip"], reward_weights.load(run)["clip"]
+    assert found["params"]["text"]["tokens"].shape == (cases.VOCABULARY, cases.TEXT["width"])
+    np.testing.assert_array_equal(found["text"], again["text"])
+    gaps = np.linalg.norm(found["text"][:, None] - found["text"][None], axis=-1)
+    assert found["text"].shape == (10, 20) and (gaps[~np.eye(10, dtype=bool)] > 1e-3).all()
+    reward = common.rewards(run.config, common.Frozen(None, None, None, None, {"clip": found}))[0]
+    assert np.ptp(reward(jnp.zeros((3, 8, 8, 1)), jnp.arange(3))) > 1e-4
+    run.config.seed += 1
+    assert np.abs(reward_weights.load(run)["clip"]["params"]["logit_scale"] - found["params"]["logit_scale"]) > 0
+
+
+def test_bytes_are_tokens_before_an_end():
+    np.testing.assert_array_equal(tokens.of_bytes(300)(["ab", "a"], 9), [[98, 99, 299], [98, 299, 0]])
+    np.testing.assert_array_equal(tokens.of_bytes(12)(["ab" * 9], 4), [[8, 9, 8, 11]])
+    with pytest.raises(ValueError, match="at least 3 tokens"):
+        tokens.of_bytes(2)
+
+
 def test_evaluate_reports_rewards(folder, tmp_path, capsys):
     """Mean and spread as computed by hand, the shift against the base, drift beside it."""
     rng = np.random.default_rng(3)
@@ -112,6 +133,11 @@ def test_mistakes_of_the_command_are_one_line(flags, said, folder, tmp_path, cap
         ({"weights": "{folder}", "prompt": "a digit"}, r"config\.posttrain\.rewards\.clip: the prompt template"),
         ({"weights": "{folder}", "class_names": ("one", "two")}, "there are 2, must be 10"),
         ({"weights": "{folder}", "colour": 1}, "unknown fields"),
+        (
+            {"weights": "{folder}", "vision": {"width": 8}},
+            r"rewards\.clip: vision: the sizes of clipscore are those of its folder",
+        ),
+        ({"weights": "random", "vision": {"colour": 8}}, r"rewards\.clip: .*unknown fields .*colour"),
     ],
 )
 def test_mistakes_are_one_line(fields, said, folder, tiny_run, tmp_path):

@@ -66,6 +66,31 @@ def clip(files: Mapping[str, Path], clean: Callable[[str], str] = lambda text: t
     return tokenize
 
 
+def of_bytes(vocabulary: int) -> Tokenize:
+    """A tokenizer without files, for drawn networks: a token is a byte, so that unequal prompts are unequal rows.
+
+    Args:
+        vocabulary: How many tokens the network knows; the last one is the end's, and 0 is padding.
+
+    Returns:
+        (prompts, length) -> int32 ids, as `clip` gives them but for the start.
+
+    Raises:
+        ValueError: If there are fewer than three tokens.
+    """
+    if vocabulary < 3:
+        raise ValueError(f"a vocabulary must have at least 3 tokens, got {vocabulary}")
+
+    def tokenize(prompts: Sequence[str], length: int) -> Int[np.ndarray, "prompts length"]:
+        found = [[1 + byte % (vocabulary - 2) for byte in prompt.encode()][: length - 1] for prompt in prompts]
+        ids = np.zeros((len(prompts), max(map(len, found)) + 1), np.int32)
+        for row, tokens in zip(ids, found, strict=True):
+            row[: len(tokens) + 1] = [*tokens, vocabulary - 1]
+        return ids
+
+    return tokenize
+
+
 def clean_html(text: str) -> str:
     """What openai/CLIP and open_clip do to a text before it is split: ftfy's repairs, and HTML's entities, also those escaped twice.
 

@@ -118,8 +118,9 @@ def _reward(config: Config, label: str, given: Mapping[str, Any], weights: Froze
         preference.check(config)
         fields |= {"head": own.get("head"), "features": through("preference", own.get("encoder"))}
     elif name in PUBLISHED:
-        model, _ = models.reward_model(name, given.get("weights", ""))
-        fields = {key: value for key, value in fields.items() if key not in ("weights", "prompt", "class_names")}
+        model, _ = models.reward_model(name, given)
+        taken = ("weights", "prompt", "class_names", *models.REWARD_SIZES)
+        fields = {key: value for key, value in fields.items() if key not in taken}
         # Where only names and kinds are asked for, there are no rows of text yet.
         text = own["text"] if own else model.text and jnp.zeros((config.data.num_classes, 1))
         fields |= {"model": model, "params": own.get("params"), "text": text}
