@@ -145,7 +145,7 @@ class Original:
             parameter.data.normal_(0.0, 0.05)
 
     def sizes(self, tower: dict[str, Any]) -> dict[str, Any]:
-        """transformers' names of a tower's sizes."""
+        """Transformers' names of a tower's sizes."""
         found = {"hidden_size": tower["width"], "num_hidden_layers": tower["depth"], "num_attention_heads": tower["num_heads"]}
         found["intermediate_size"] = tower.get("hidden") or 4 * tower["width"]
         seen = {"image_size": "resolution", "patch_size": "patch_size"}
@@ -175,7 +175,7 @@ class Original:
         return {key: value.numpy() for key, value in found.items() if value.is_floating_point()}
 
     def renamed(self, key: str) -> str:
-        """transformers' name as the authors' file has it."""
+        """Transformers' name as the authors' file has it."""
         return key
 
     def texts(self, rng: np.random.Generator, batch: int) -> np.ndarray | None:
@@ -199,9 +199,11 @@ class Clip(Original):
     """CLIPModel: the cosine, PickScore's with its scale; or LAION's head on the image's embedding."""
 
     def embedding(self) -> int:
+        """See `Original`."""
         return self._vision["projection_dim"]
 
     def build(self) -> dict[str, Any]:
+        """See `Original`."""
         import transformers
 
         vision, text = self._vision, self._text or {"width": 64, "depth": 1, "num_heads": 1}
@@ -221,6 +223,7 @@ class Clip(Original):
         return {"": transformers.CLIPModel(config).eval()}
 
     def texts(self, rng: np.random.Generator, batch: int) -> np.ndarray | None:
+        """See `Original`."""
         if self._text is None:
             return None
         ids = rng.integers(1, self._vocabulary - 2, (batch, 10)).astype(np.int32)
@@ -228,6 +231,7 @@ class Clip(Original):
         return ids
 
     def judge(self, ids: np.ndarray | None) -> Callable[[Any], Any]:
+        """See `Original`."""
         torch, network, head = self._torch, self.modules[""], self._head
         unit = torch.nn.functional.normalize
         image = lambda images: unit(network.get_image_features(pixel_values=self.seen(images)).pooler_output)  # noqa: E731
@@ -243,18 +247,22 @@ class Siglip(Original):
     """SiglipVisionModel and the head of Aesthetic v2.5."""
 
     def embedding(self) -> int:
+        """See `Original`."""
         return self._vision["width"]
 
     def build(self) -> dict[str, Any]:
+        """See `Original`."""
         import transformers
 
         config = transformers.SiglipVisionConfig(**self.sizes(self._vision))
         return {"": transformers.SiglipVisionModel(config).eval()}
 
     def renamed(self, key: str) -> str:
+        """See `Original`."""
         return f"vision_model.{key.removeprefix('vision_model.')}"
 
     def judge(self, ids: np.ndarray | None) -> Callable[[Any], Any]:
+        """See `Original`."""
         network, head, unit = self.modules[""], self._head, self._torch.nn.functional.normalize
         assert head is not None
         return lambda images: head(unit(network(pixel_values=self.seen(images)).pooler_output))[:, 0]
@@ -277,31 +285,41 @@ class Blip(Original):
     )
 
     def embedding(self) -> int:
+        """See `Original`."""
         return self._text["width"]
 
     def build(self) -> dict[str, Any]:
+        """See `Original`."""
         from transformers.models.blip import BlipTextConfig, BlipVisionConfig
         from transformers.models.blip.modeling_blip import BlipVisionModel
         from transformers.models.blip.modeling_blip_text import BlipTextModel
 
         text = self._text
-        words = {"vocab_size": text["vocabulary"], "max_position_embeddings": text["length"], "pad_token_id": 0}
+        words = {
+            "vocab_size": text["vocabulary"],
+            "max_position_embeddings": text["length"],
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+        }
         config = BlipTextConfig(**self.sizes(text), **words, encoder_hidden_size=self._vision["width"], is_decoder=True)
         vision = BlipVisionModel(BlipVisionConfig(**self.sizes(self._vision), layer_norm_eps=1e-6))
         return {"visual.": vision.eval(), "text.": BlipTextModel(config, add_pooling_layer=False).eval()}
 
     def renamed(self, key: str) -> str:
+        """See `Original`."""
         for theirs, authors in self.NAMES:
             if not key.startswith("blip."):
                 key = key.replace(theirs, authors, 1)
         return key
 
     def texts(self, rng: np.random.Generator, batch: int) -> np.ndarray | None:
+        """See `Original`."""
         ids = np.zeros((batch, 35), np.int32)
         ids[:, :10] = rng.integers(1, self._text["vocabulary"], (batch, 10))
         return ids
 
     def judge(self, ids: np.ndarray | None) -> Callable[[Any], Any]:
+        """See `Original`."""
         from jaxdrl.rewards.preference.image_reward import MEAN, STD
 
         assert ids is not None and self._head is not None

@@ -196,15 +196,15 @@ def reward_model(name: str, given: Mapping[str, Any], with_params: bool = False)
 
 
 def _drawn_reward_model(name: str, sizes: Mapping[str, Any]) -> RewardModel:
-    fields = {key: tuple_of(value) for key, value in sizes.items()}
     try:
+        fields = {key: tuple(value) if key == "head" else dict(value) for key, value in sizes.items()}
         model = preference.create(name, **fields)
         if model.text is None:
             return model
         known = jax.eval_shape(model.init, jax.random.key(0))["text"]["tokens"].shape[0]
         return preference.create(name, **fields, tokenizer=tokens.of_bytes(known))
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"weights=random: {error}") from error
 
 
 def is_run(place: str) -> bool:

@@ -53,7 +53,7 @@ def _published(run: Run, label: str, given) -> dict[str, PyTree]:
     config, group = run.config, "posttrain" if label in run.config.posttrain.rewards else "evaluate"
     key = f"config.{group}.rewards.{label}"
     try:
-        model, params = models.reward_model(given.get("name", label), given, with_params=True)
+        model, params = models.reward_model(given.get("name", label), dict(given), with_params=True)
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
     if params is None:
