@@ -56,7 +56,7 @@ def test_a_class_is_a_prompt(folder, tiny_run, tmp_path):
 
 def test_drawn_models_read_the_bytes_of_a_prompt(tiny_run, tmp_path):
     """A small network of the config's sizes: the same rows in every call, another one a class, others for another seed."""
-    run = _run(tiny_run, tmp_path, weights="random", **cases.FIELDS["clipscore"])
+    run = _run(tiny_run, tmp_path, weights="random", prompt="{class}", **cases.FIELDS["clipscore"])
     found, again = reward_weights.load(run)["clip"], reward_weights.load(run)["clip"]
     assert found["params"]["text"]["tokens"].shape == (cases.VOCABULARY, cases.TEXT["width"])
     np.testing.assert_array_equal(found["text"], again["text"])

@@ -67,7 +67,7 @@ def clip(files: Mapping[str, Path], clean: Callable[[str], str] = lambda text: t
 
 
 def of_bytes(vocabulary: int) -> Tokenize:
-    """A tokenizer without files, for drawn networks: a token is a byte, so that unequal prompts are unequal rows.
+    """A tokenizer without files, for drawn networks: a token is a byte. Rows differ where prompts do, up to the length.
 
     Args:
         vocabulary: How many tokens the network knows; the last one is the end's, and 0 is padding.
