@@ -88,7 +88,8 @@ def measure(name: str, options: argparse.Namespace) -> list[tuple[str, float, fl
     ids, text = original.texts(rng, options.batch), None
     if model.text is not None:
         model = preference.create(name, **dict(model.fields), tokenizer=lambda prompts, length: ids)
-        text = model.text(params, [""] * options.batch)
+        write: Any = model.text
+        text = write(params, [""] * options.batch)
     judge = original.judge(ids)
     score = jax.jit(model.score)
     gradient = jax.jit(jax.grad(lambda images, params, text: model.score(params, images, text).sum()))
@@ -131,7 +132,9 @@ class Original:
             torch: The library.
         """
         fields = dict(model.fields)
-        self._name, self._torch, self._vision, self._text = model.name, torch, fields["vision"], fields.get("text")
+        self._name, self._torch = model.name, torch
+        self._vision: Any = fields["vision"]
+        self._text: Any = fields.get("text")
         self._head = None
         if "head" in fields:
             widths = (self.embedding(), *fields["head"])

@@ -24,6 +24,8 @@ Variants:  `:WORKDIR` starts from that run's tuned model; `:tiny` runs every sta
            tests.
 """
 
+from typing import Any
+
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
@@ -58,7 +60,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     return config
 
 
-def _tiny(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+def _tiny(config: Any) -> ml_collections.ConfigDict:
     """Two networks of CLIP and one of SigLIP, drawn; the generated images' classes have no names of their own."""
     sizes = {"width": 16, "depth": 2, "num_heads": 2}
     config = jaxdrl_config.tiny_published(config, sizes, 16, {"widths": (8, 8, 8), "depth": 1, "groups": 4})
