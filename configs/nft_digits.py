@@ -4,7 +4,7 @@ Command:   jaxdrl run --config=configs/nft_digits.py --workdir=runs/nft
 Hardware:  2 CPU cores, 4 GB of memory.
 Data:      as drl_digits.py, and its shipped base and encoders.
 Source:    arXiv 2509.16117 (method, mixing 1); full fine-tuning, learning rate and KL weight scaled to a network of this size.
-Results:   not measured over seeds yet.
+Results:   docs/policy_gradients.md.
 
 Variants:  `:tiny` runs every stage in under a minute, for tests.
 """
