@@ -10,7 +10,7 @@ whose confidence is above a threshold (.3, for counting .9), the surest `max_obj
     1 - |n_i - #{objects of the colour}| / n_i         where a colour is asked for,                           (2)
     1 if every pair is placed as asked, else 0         where a position is,                                   (3)
 
-with 0 in place of (2) and (3) where m_i is not n_i, or (3) where the earlier class was not found as asked; (3) is left out where (2) is below 1.
+with a single 0 in place of (2) and (3) where m_i is not n_i, and in place of (3) where the earlier class was not found as asked; (3) is left out where (2) is below 1.
 `strict` is 1 where all is exactly as asked. `correct` is GenEval's own: the surest n_i objects are looked at, more do not harm, and
 what a task excludes must not be there. With centres a, b and sizes (widths and heights) s_a, s_b of two boxes,
 
