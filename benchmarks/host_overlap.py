@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def _config(overlap: bool, steps: int) -> Config:
-    config: Config = nft_digits.get_config()
+    config: Any = nft_digits.get_config()
     with config.unlocked():
         config.posttrain.rewards = {"slow": {"name": "function", "path": "__main__:slow"}}
     config.posttrain.nft.update(num_steps=steps, times_per_sample=9)
