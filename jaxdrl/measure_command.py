@@ -30,8 +30,9 @@ how
                fd-clip, fd-mae, fd-convnext, fdr6, spectrum, drift; and in the space of --encoder: fd, fd-infinity, kd, prdc
                (precision, recall, density, coverage), adm-pr, accuracy, memorisation.
                Default: fid,sfid,is,prdc; in a workdir fd,kd,prdc
-  --rewards    published reward models and image statistics: pickscore, hpsv2, hpsv2.1, clipscore, imagereward, aesthetic, aesthetic-v2,
-               brightness, symmetry ...; mean and spread, and against --base the shift in the base's standard deviations, drift beside it
+  --rewards    published reward models and image statistics: pickscore, hpsv2, hpsv2.1, clipscore, imagereward, aesthetic,
+               aesthetic-v2, brightness, symmetry ...; mean and spread, against --base the shift in the base's standard
+               deviations, and how images drift
   --base       samples of the untuned model, as for --samples; in a workdir the base's own, with the same noise
   --class_names, --prompt: what labels stand for (imagenet, digits, a file with a name a line) and "a photo of a {class}"
   --encoder    a space or a published encoder (default inception); in a workdir also judge (the default), reward, pixels
