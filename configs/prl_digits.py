@@ -39,5 +39,4 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluate.update(controls=False, best_guidance=False)
     if variant == "tiny":
         return jaxdrl_config.tiny(config)
-    config.backbone.weights = variant
-    return config
+    return jaxdrl_config.start_from(config, variant)

@@ -55,9 +55,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluate.rewards = _held_out({name: {"weights": f"models/{name}"} for name in HELD_OUT})
     if variant == "tiny":
         return _tiny(config)
-    if variant:
-        config.backbone.weights = variant
-    return config
+    return jaxdrl_config.start_from(config, variant)
 
 
 def _tiny(config: Any) -> ml_collections.ConfigDict:

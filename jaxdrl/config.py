@@ -3,6 +3,7 @@
 The tree is an `ml_collections.ConfigDict`, so an unknown key or a value of another type raises when it is set.
 """
 
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import ml_collections
@@ -171,6 +172,27 @@ def tiny_published(config: Config, backbone: dict[str, Any], image_side: int, to
     config.posttrain.update(refreshes=1, epochs=1, batch_size=8)  # 4 of 20 trajectories are left out
     config.posttrain.guard.samples = 20
     config.evaluate.update(num_samples=40, sampling_steps=3, batch_size=20, tilt_pool=1, best_guidance=False)
+    return config
+
+
+def start_from(config: Config, workdir: str) -> Config:
+    """Makes another run's tuned model the base, and with it the KL reference.
+
+    Args:
+        config: A recipe; changed in place.
+        workdir: Of a finished run, what followed the colon in `--config=path:workdir`; empty: the recipe's own base.
+
+    Returns:
+        The same config.
+
+    Raises:
+        UserError: If there is no run.
+    """
+    if workdir and not (Path(workdir) / "config.json").is_file():
+        raise UserError(
+            f"--config: variant {workdir!r} is unknown, and no workdir of a run; use no variant, :tiny, or :WORKDIR of a finished run"
+        )
+    config.backbone.weights = workdir or config.backbone.weights
     return config
 
 

@@ -102,7 +102,7 @@ def test_every_stage_that_reads_images_mirrors_them_if_asked(stage, tiny_run, tm
     monkeypatch.setattr(module.data, "batches", batches)
     run = Run(config=config, workdir=tiny_run, mesh=mesh.create_mesh(), writer=MetricWriter(tmp_path))
     calls = {
-        "encoders": lambda: module._train(run, "reward"),
+        "encoders": lambda: module.train(run, "reward"),
         "pretrain": lambda: module.train(run, "pretrain", module.initial_state(config), 0, 10, curve=False),
         "discriminator": lambda: module._train(run, module._held_out(run)),
     }
