@@ -24,7 +24,10 @@ def method(result: dict[str, Any]) -> str:
     Returns:
         A short name.
     """
-    return METHODS[result.get("algorithm", "adjoint_matching")]
+    algorithm = result.get("algorithm", "adjoint_matching")
+    # Without its reward it is not the paper's method.
+    others = result.get("trained_on", ["discriminator"]) != ["discriminator"]
+    return "Adjoint Matching" if others and algorithm == "adjoint_matching" else METHODS[algorithm]
 
 
 def titles(result: dict[str, Any]) -> dict[str, str]:

@@ -150,3 +150,8 @@ def test_a_browser_renders_it(tiny_run, tmp_path, width):
     pixels = np.asarray(Image.open(picture).convert("L"))
     assert pixels.shape == (1500, width)
     assert pixels.std() > 10 and (pixels < 80).mean() > 0.01
+
+
+def test_a_method_is_called_by_what_it_was_trained_on():
+    assert table.method({}) == "DRL" and table.method({"algorithm": "nft", "trained_on": ["inked_pixels"]}) == "NFT"
+    assert table.titles({"trained_on": ["bradley_terry"]})["tuned"] == "+ Adjoint Matching"

@@ -200,6 +200,7 @@ def _tables(run: Run, rows: dict) -> dict[str, Any]:
     judged = {metric: protocol.by_space(rows, metric) for metric in ("precision", "recall", "density", "coverage")}
     return {
         "algorithm": run.config.posttrain.algorithm,
+        "trained_on": list(dict(run.config.posttrain.rewards)),
         "samples": run.config.evaluate.num_samples,
         "split": run.config.evaluate.split,
         "spaces": protocol.by_space(rows, "frechet"),
