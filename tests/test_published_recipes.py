@@ -123,6 +123,9 @@ def test_full_preference_rl_has_the_papers_settings(tmp_path):
         which.posttrain.update(refreshes=0, reward_scale=0.0)
         which.posttrain.rewards = which.evaluate.rewards = ml_collections.ConfigDict()
     assert drl.to_dict() == prl.to_dict()
+    with pytest.raises(UserError, match="no workdir of a run"):
+        cli._load(f"{ROOT}/configs/prl_imagenet_sit_xl.py:{tmp_path}")
+    (tmp_path / "config.json").write_text("{}")
     after = cli._load(f"{ROOT}/configs/prl_imagenet_sit_xl.py:{tmp_path}")
     assert after.backbone.weights == str(tmp_path) and after.backbone.name == "SiT-XL/2"
 

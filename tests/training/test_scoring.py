@@ -89,14 +89,15 @@ def test_a_remote_reward_has_the_time_of_an_attempt():
     with config.unlocked():
         config.posttrain.rewards.far = {"name": "remote", "url": "http://a", "prompts": ["x", "y"]}
         config.posttrain.rewards.remote = {"url": "http://a", "timeout_seconds": 3.0}
-    assert scoring.fields_of(config, "far") == {
+    given = config.posttrain.rewards.to_dict()
+    fields = {label: scoring.fields_of(config, label, given[label]) for label in given}
+    assert fields["far"] == {
         "name": "remote",
         "url": "http://a",
         "prompts": ("x", "y"),
         "timeout_seconds": 19.0,
     }
-    assert scoring.fields_of(config, "remote")["timeout_seconds"] == 3.0
-    assert scoring.fields_of(config, "jpeg_compressibility") == {}
+    assert fields["remote"]["timeout_seconds"] == 3.0 and fields["jpeg_compressibility"] == {}
     assert [reward.name for reward in common.rewards(config)] == ["far", "jpeg_compressibility", "remote"]
     config.posttrain.rewards.far.url = "ftp://a"
     with pytest.raises(UserError, match=r"^config\.posttrain\.rewards\.far: url: 'ftp://a' must be http"):
