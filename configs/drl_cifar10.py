@@ -11,6 +11,7 @@ Variants:  `:tiny` runs every stage on generated data of CIFAR-10's shape in abo
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -35,10 +36,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.discriminator.r1 = 1e-5
     config.evaluate.update(num_samples=10000, batch_size=500, tilt_pool=2)
     if variant == "tiny":
-        config = jaxdrl_config.tiny(config)
+        config = recipes.tiny(config)
         config.data.name = "synthetic"
         config.encoders.reward.patch_size = 8
         config.backbone.patch_size = 8
         return config
-    jaxdrl_config.check_variant(variant)
+    recipes.check_variant(variant)
     return config

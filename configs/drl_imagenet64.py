@@ -11,6 +11,7 @@ Both encoders are trained here, without labels. Variants: `:tiny` runs every sta
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -35,10 +36,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.posttrain.rollout_batch = 288
     config.evaluate.update(num_samples=50000, batch_size=1000, tilt_pool=1)
     if variant == "tiny":
-        config = jaxdrl_config.tiny(config)
+        config = recipes.tiny(config)
         config.data.update(name="synthetic", num_classes=10, in_memory=True, workers=0)
         config.encoders.reward.patch_size = 16
         config.backbone.patch_size = 16
         return config
-    jaxdrl_config.check_variant(variant)
+    recipes.check_variant(variant)
     return config

@@ -15,6 +15,7 @@ Variants:  `:tiny` runs every stage with the same networks in small, on drawn we
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -26,7 +27,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.published(jaxdrl_config.default())
+    config = recipes.published(jaxdrl_config.default())
     config.name = "drl_imagenet_jit_h"
     config.backbone.update(name="JiT-H/16", weights="models/jit-h")
     config.posttrain.update(buffer_size=3072, refreshes=120)
@@ -41,6 +42,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "context_start": 1,
             "context_length": 3,
         }
-        return jaxdrl_config.tiny_published(config, sizes, 16)
-    jaxdrl_config.check_variant(variant)
+        return recipes.tiny_published(config, sizes, 16)
+    recipes.check_variant(variant)
     return config

@@ -17,6 +17,7 @@ Variants:  `:tiny` runs every stage with the same networks in small, on drawn we
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -28,7 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.published(jaxdrl_config.default())
+    config = recipes.published(jaxdrl_config.default())
     config.name = "drl_imagenet_rae_xl"
     config.tokenizer.update(name="rae-dinov2-base", weights="models/rae")
     config.backbone.update(name="DiTDH-XL", weights="models/ditdh-xl")
@@ -40,6 +41,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     if variant == "tiny":
         sizes = {"width": 16, "depth": 2, "num_heads": 2, "head_width": 24, "head_num_heads": 2}
         rae = {"image_size": 32, "encoder_size": 28, "encoder": (16, 1, 2), "decoder": (16, 1, 2, 32)}
-        return jaxdrl_config.tiny_published(config, sizes, 32, rae)
-    jaxdrl_config.check_variant(variant)
+        return recipes.tiny_published(config, sizes, 32, rae)
+    recipes.check_variant(variant)
     return config

@@ -19,6 +19,7 @@ Variants:  `:tiny` runs every stage with the same networks in small, on drawn we
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -30,7 +31,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.published(jaxdrl_config.default())
+    config = recipes.published(jaxdrl_config.default())
     config.name = "drl_imagenet_sit_xl"
     config.tokenizer.update(name="sd-vae", weights="models/sd-vae-ema")
     config.backbone.update(name="SiT-XL/2", weights="models/sit-xl")
@@ -38,6 +39,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.posttrain.refreshes = 150
     if variant == "tiny":
         sizes = {"width": 16, "depth": 2, "num_heads": 2}
-        return jaxdrl_config.tiny_published(config, sizes, 16, {"widths": (8, 8, 8), "depth": 1, "groups": 4})
-    jaxdrl_config.check_variant(variant)
+        return recipes.tiny_published(config, sizes, 16, {"widths": (8, 8, 8), "depth": 1, "groups": 4})
+    recipes.check_variant(variant)
     return config

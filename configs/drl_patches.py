@@ -12,6 +12,7 @@ Variants:  `:tiny` runs every stage in under a minute, for tests.
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -23,10 +24,10 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.small(jaxdrl_config.default())
+    config = recipes.small(jaxdrl_config.default())
     config.name = "drl_patches"
     config.data.name = "patches"
     if variant == "tiny":
-        return jaxdrl_config.tiny(config)
-    jaxdrl_config.check_variant(variant)
+        return recipes.tiny(config)
+    recipes.check_variant(variant)
     return config

@@ -12,6 +12,7 @@ Variants:  `:tiny` runs every stage in about a minute on a CPU, for tests.
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -39,9 +40,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.posttrain.update(refreshes=100, epochs=4, learning_rate=1e-4, decay="cosine", grad_clip=1.0, ema_decay=0.99)
     config.evaluate.update(num_samples=10000, batch_size=1000, tilt_pool=3)
     if variant == "tiny":
-        config = jaxdrl_config.tiny(config)
+        config = recipes.tiny(config)
         config.encoders.reward.patch_size = 8
         config.backbone.patch_size = 8
         return config
-    jaxdrl_config.check_variant(variant)
+    recipes.check_variant(variant)
     return config

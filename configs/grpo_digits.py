@@ -12,6 +12,7 @@ Variants:  `:tiny` runs every stage in under a minute, for tests.
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -23,7 +24,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "flow_grpo")
+    config = recipes.policy_gradient(jaxdrl_config.default(), "flow_grpo")
     config.name = "grpo_digits"
     config.posttrain.rewards = ml_collections.ConfigDict({"inked_pixels": {}})
     config.posttrain.update(refreshes=40, epochs=2)
@@ -31,6 +32,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.posttrain.flow_grpo.update(num_steps=10, clip_range=1e-3, kl_weight=0.4)
     config.posttrain.guard.energy = 20.0
     if variant == "tiny":
-        return jaxdrl_config.tiny(config)
-    jaxdrl_config.check_variant(variant)
+        return recipes.tiny(config)
+    recipes.check_variant(variant)
     return config

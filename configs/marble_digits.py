@@ -13,6 +13,7 @@ Variants:  `:tiny` runs every stage in under a minute, for tests.
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 REWARDS = {"discriminator": {}, "sharpness": {}, "symmetry": {}, "centredness": {}, "jpeg_compressibility": {}}
 
@@ -26,13 +27,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
+    config = recipes.policy_gradient(jaxdrl_config.default(), "nft")
     config.name = "marble_digits"
     config.posttrain.rewards = ml_collections.ConfigDict(REWARDS)
     config.posttrain.nft.update(num_steps=10, kl_weight=0.2, mixing=0.1)
     config.posttrain.guard.energy = 20.0
     config.posttrain.balance.update(rule="marble", gram="sketch")
     if variant == "tiny":
-        return jaxdrl_config.tiny(config)
-    jaxdrl_config.check_variant(variant)
+        return recipes.tiny(config)
+    recipes.check_variant(variant)
     return config

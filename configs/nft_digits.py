@@ -12,6 +12,7 @@ Variants:  `:tiny` runs every stage in under a minute, for tests.
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -23,13 +24,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.policy_gradient(jaxdrl_config.default(), "nft")
+    config = recipes.policy_gradient(jaxdrl_config.default(), "nft")
     config.name = "nft_digits"
     config.posttrain.rewards = ml_collections.ConfigDict({"inked_pixels": {}})
     config.posttrain.nft.update(num_steps=10, kl_weight=0.52, weighting="uniform", times="uniform", times_per_sample=8)
     config.posttrain.update(refreshes=40, buffer_size=480, batch_size=480)
     config.posttrain.guard.energy = 20.0
     if variant == "tiny":
-        return jaxdrl_config.tiny(config)
-    jaxdrl_config.check_variant(variant)
+        return recipes.tiny(config)
+    recipes.check_variant(variant)
     return config

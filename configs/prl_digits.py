@@ -17,6 +17,7 @@ Variants:  `:WORKDIR` starts from that run's tuned model; `:tiny` runs every sta
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -28,7 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.small(jaxdrl_config.default())
+    config = recipes.small(jaxdrl_config.default())
     config.name = "prl_digits"
     config.data.name, config.pretrain.steps, config.pretrain.shipped = "digits", 150000, "drl_digits"
     config.preference.utility = ml_collections.ConfigDict({"stroke_width": 1.0, "symmetry": 1.0})
@@ -38,5 +39,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.evaluate.update(controls=False, best_guidance=False)
     if variant == "tiny":
-        return jaxdrl_config.tiny(config)
-    return jaxdrl_config.start_from(config, variant)
+        return recipes.tiny(config)
+    return recipes.start_from(config, variant)

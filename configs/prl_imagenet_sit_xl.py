@@ -29,6 +29,7 @@ from typing import Any
 import ml_collections
 
 from jaxdrl import config as jaxdrl_config
+from jaxdrl import recipes
 
 HELD_OUT = ("hpsv2.1", "imagereward", "aesthetic-v2.5", "clipscore")
 
@@ -42,7 +43,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     Returns:
         The config tree.
     """
-    config = jaxdrl_config.published(jaxdrl_config.default())
+    config = recipes.published(jaxdrl_config.default())
     config.name = "prl_imagenet_sit_xl"
     config.tokenizer.update(name="sd-vae", weights="models/sd-vae-ema")
     config.backbone.update(name="SiT-XL/2", weights="models/sit-xl")
@@ -55,13 +56,13 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.evaluate.rewards = _held_out({name: {"weights": f"models/{name}"} for name in HELD_OUT})
     if variant == "tiny":
         return _tiny(config)
-    return jaxdrl_config.start_from(config, variant)
+    return recipes.start_from(config, variant)
 
 
 def _tiny(config: Any) -> ml_collections.ConfigDict:
     """Two networks of CLIP and one of SigLIP, drawn; the generated images' classes have no names of their own."""
     sizes = {"width": 16, "depth": 2, "num_heads": 2}
-    config = jaxdrl_config.tiny_published(config, sizes, 16, {"widths": (8, 8, 8), "depth": 1, "groups": 4})
+    config = recipes.tiny_published(config, sizes, 16, {"widths": (8, 8, 8), "depth": 1, "groups": 4})
     tower = {"width": 16, "depth": 1, "num_heads": 2, "resolution": 28}
     text = {"width": 16, "depth": 1, "num_heads": 2, "projection_dim": 8, "vocabulary": 300, "length": 40}
     reads = {"weights": "random", "vision": tower | {"projection_dim": 8}, "text": text}

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxdrl import config as jaxdrl_config
-from jaxdrl import data
+from jaxdrl import data, recipes
 from jaxdrl.encoders.spec import FeatureSpec
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import collect as collect_module
@@ -58,7 +58,7 @@ def _method(script, broken=()):
 
 
 def _config(refreshes=8, **guard):
-    config = jaxdrl_config.tiny(jaxdrl_config.default())
+    config = recipes.tiny(jaxdrl_config.default())
     config.posttrain.refreshes, config.runtime.checkpoint_seconds, config.runtime.progress_seconds = refreshes, 0.0, 100.0
     config.posttrain.guard.update({"spread": 0.5, "every": 0, "patience": 2} | guard)
     return config
@@ -221,7 +221,7 @@ def _red(config, workdir, which):
 
 
 def test_held_out_numbers(tmp_path, monkeypatch):
-    config = jaxdrl_config.tiny(jaxdrl_config.default())
+    config = recipes.tiny(jaxdrl_config.default())
     config.data.update(name="synthetic", image_shape=(8, 8, 3), examples_per_class=12)
     config.posttrain.guard.update(every=1, samples=30, real=12)
     folder, base = _prepared(config, tmp_path)
