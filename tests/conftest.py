@@ -27,13 +27,6 @@ def tiny_run(tmp_path_factory):
     return workdir
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forgotten_programs():
-    """A program that jax remembers keeps its MLIR context, and every new one looks through all of them: it gets slower and slower."""
-    yield
-    jax.clear_caches()
-
-
 @pytest.fixture(autouse=True)
 def highest_precision():
     """Matmuls in full float32, wherever the tests run."""
