@@ -1,5 +1,6 @@
 """Shared settings: CPU only, a persistent compilation cache, and no logging noise."""
 
+import fcntl
 import os
 from pathlib import Path
 
@@ -21,9 +22,14 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory):
-    """A finished run of the digits' tiny form, shared by all tests that only read it."""
-    workdir = tmp_path_factory.mktemp("tiny") / "run"
-    assert cli.main(["run", f"--config={ROOT}/configs/drl_digits.py:tiny", f"--workdir={workdir}"]) == 0
+    """A finished run of the digits' tiny form, made once for all test processes, which only read it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    workdir = shared / "tiny_run"
+    with (shared / "tiny_run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (workdir / "report" / "result.json").exists():
+            assert cli.main(["run", f"--config={ROOT}/configs/drl_digits.py:tiny", f"--workdir={workdir}"]) == 0
     return workdir
 
 

@@ -46,15 +46,15 @@ def test_config_file_without_get_config(capsys, tmp_path):
     assert "get_config" in _fails(capsys, "run", f"--workdir={tmp_path}/w", f"--config={tmp_path}/c.py")
 
 
-def test_workdir_of_another_config(capsys, tmp_path):
-    assert cli.main(["pretrain", DIGITS, f"--workdir={tmp_path}", "--config.pretrain.steps=30"]) == 0
-    line = _fails(capsys, "pretrain", DIGITS, f"--workdir={tmp_path}", "--config.seed=5")
+def test_workdir_of_another_config(capsys, tiny_run, tmp_path):
+    line = _fails(capsys, "pretrain", DIGITS, f"--workdir={tiny_run}", "--config.seed=5", "--config.pretrain.steps=30")
     assert "config.seed is 0 there and 5 here" in line and "config.pretrain.steps" in line
+    assert "unknown" in _fails(capsys, "sample", f"--workdir={tiny_run}", "--model=best", "--out=x.npz")
+    assert ".npz or .png" in _fails(capsys, "sample", f"--workdir={tiny_run}", "--out=x.jpg")
+    (tmp_path / "config.json").write_text((tiny_run / "config.json").read_text())
     assert "missing" in _fails(capsys, "sample", f"--workdir={tmp_path}", "--model=tuned", "--out=x.npz")
-    assert "unknown" in _fails(capsys, "sample", f"--workdir={tmp_path}", "--model=best", "--out=x.npz")
-    assert ".npz or .png" in _fails(capsys, "sample", f"--workdir={tmp_path}", "--out=x.jpg")
     # What may differ: how a run is carried out.
-    assert cli.main(["pretrain", f"--workdir={tmp_path}", "--config.runtime.progress_seconds=1.0"]) == 0
+    assert cli.main(["pretrain", f"--workdir={tiny_run}", "--config.runtime.progress_seconds=1.0"]) == 0
 
 
 def test_one_process_a_workdir(capsys, tmp_path):

@@ -147,9 +147,13 @@ def _wait_for_checkpoint(stage, process):
         time.sleep(0.01)
 
 
-# Two of them by name only, for time: what they compute is what another recipe does, at another size or in tests/training/test_policy.py.
-RECIPES = ["drl_patches", "drl_cifar10", "drl_patches32", pytest.param("drl_imagenet64", marks=pytest.mark.slow)]
-POLICY_GRADIENTS = ["nft_digits", pytest.param("grpo_digits", marks=pytest.mark.slow), "marble_digits"]
+# One of each kind always, the others by name: what they compute is what these do, at another size.
+def _slow(*recipes):
+    return [pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]
+
+
+RECIPES = ["drl_cifar10", *_slow("drl_patches", "drl_patches32", "drl_imagenet64")]
+POLICY_GRADIENTS = ["marble_digits", *_slow("nft_digits", "grpo_digits")]
 
 
 @pytest.mark.parametrize("recipe", POLICY_GRADIENTS)

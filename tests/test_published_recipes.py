@@ -41,7 +41,8 @@ def get_config(variant=""):
 """
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+# The others by name: they take as long again, each.
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "sit_xl")) for name in RECIPES])
 def finished(request, tmp_path_factory):
     """A finished tiny run; JiT's with a convolutional reward encoder in place of DINOv2."""
     folder = tmp_path_factory.mktemp(request.param)

@@ -166,10 +166,11 @@ def _build(name: str, family: str, items: tuple[tuple[str, Any], ...]) -> Backbo
         name=name,
         family=family,
         fields=items,
+        # Called outside of a compiled function they are compiled as one program each; inside of one, nothing changes.
         init=init,
-        velocity=adapters[family],
-        predict=predict,
-        aligned=aligned if family == "REPA" else None,
+        velocity=jax.jit(adapters[family], inline=True),
+        predict=jax.jit(predict, inline=True),
+        aligned=jax.jit(aligned, inline=True) if family == "REPA" else None,
         sample_shape=shape,
         num_classes=fields["num_classes"],
     )

@@ -146,7 +146,16 @@ def create(name: str, **overrides: Any) -> Encoder:
 
     dim = jax.eval_shape(lambda: apply(init(jax.random.key(0)), jnp.zeros((1, *shape))))["pooled"].shape[-1]
     fields = tuple(sorted(overrides.items()))
-    return Encoder(name=name, fields=fields, init=init, apply=apply, image_shape=shape, feature_dim=dim, pooling=module.pooling)
+    return Encoder(
+        name=name,
+        fields=fields,
+        # Compiled where they are called by themselves; inside of a compiled function nothing changes.
+        init=init,
+        apply=jax.jit(apply, inline=True),
+        image_shape=shape,
+        feature_dim=dim,
+        pooling=module.pooling,
+    )
 
 
 def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
@@ -198,7 +207,7 @@ def _build(name: str, overrides: tuple[tuple[str, Any], ...]) -> Encoder:
         name=name,
         fields=tuple(sorted(options.items())),
         init=init,
-        apply=apply,
+        apply=jax.jit(apply, inline=True),
         image_shape=None,
         feature_dim=shapes["pooled"].shape[-1],
         pooling=options["pooling"],

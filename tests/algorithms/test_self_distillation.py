@@ -60,15 +60,15 @@ def _torch_loss(state, first, second):
 def test_loss_equals_torch_on_the_same_views(problem):
     state, images, key = problem
     first, second = (views(k, images) for k in jax.random.split(key))
-    found = self_distillation.loss(state.student, state, features, images, key)
+    found = jax.jit(lambda state: self_distillation.loss(state.student, state, features, images, key))(state)
     assert float(found) == pytest.approx(_torch_loss(state, first, second), rel=1e-4)
 
 
 def test_teacher_is_taught_by_the_average_alone(problem):
     """No gradient reaches the teacher; after an update it has moved by exactly (5)."""
     state, images, key = problem
-    through = jax.grad(
-        lambda teacher: self_distillation.loss(state.student, state._replace(teacher=teacher), features, images, key)
+    through = jax.jit(
+        jax.grad(lambda teacher: self_distillation.loss(state.student, state._replace(teacher=teacher), features, images, key))
     )
     assert all(not leaf.any() for leaf in jax.tree.leaves(through(state.teacher)))
     optimizer = optax.sgd(0.5)

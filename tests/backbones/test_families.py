@@ -11,6 +11,7 @@ import scipy.ndimage
 from jaxdrl import backbones
 from jaxdrl.backbones import attention, dit, rotary, spectral
 from jaxdrl.weights import from_torch, to_torch
+from tests.drawing import drawn
 from tests.golden import cases
 
 GOLDEN = np.load(Path(__file__).parent.parent / "golden" / "official.npz")
@@ -34,12 +35,6 @@ COUNTS = {
 def test_published_parameter_counts(name):
     digits = len(str(COUNTS[name]).split(".")[1])
     assert round(backbones.create(name).num_params / 1e6, digits) == COUNTS[name]
-
-
-def _random(tree, seed=0, scale=0.2):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(structure, [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def _gaussian_noise(spread):
@@ -70,13 +65,13 @@ def test_noise_prediction_becomes_the_exact_velocity():
 
 def test_dit_velocity_ignores_the_variance_channels():
     network = backbones.create("DiT", **LATENT)
-    params = _random(network.init(jax.random.key(0)))
+    params = drawn(network.init)
     x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
     assert network.predict(params, x, 1000 * t, y).shape == (2, 8, 12, 6)
     assert network.velocity(params, x, t, y).shape == (2, 8, 12, 3)
     kernel = params["final_linear"]["kernel"].reshape(32, 4, 6)
     params["final_linear"]["kernel"] = kernel.at[:, :, 3:].add(1.0).reshape(32, 24)
-    before = network.velocity(_random(network.init(jax.random.key(0))), x, t, y)
+    before = network.velocity(drawn(network.init), x, t, y)
     np.testing.assert_array_equal(network.velocity(params, x, t, y), before)
 
 
@@ -94,21 +89,21 @@ def test_low_pass_is_scipys_binomial_filter():
 @pytest.mark.parametrize("mode", ["timestep", "timestep+label", "static"])
 def test_a_fresh_gate_changes_nothing_and_a_trained_one_does(mode):
     plain, gated = backbones.create("SiT", **LATENT), backbones.create("SiT", **LATENT, spectral=mode, gate_scale=0.5)
-    params = gated.init(jax.random.key(0))
+    params = jax.jit(gated.init)(jax.random.key(0))
     gates = {name: block["freq_gate"] for name, block in params.items() if name.startswith("blocks_")}
-    drawn = _random(params)
-    fresh = {name: part | {"freq_gate": gates[name]} if name in gates else part for name, part in drawn.items()}
-    bare = {name: {k: v for k, v in part.items() if k != "freq_gate"} if name in gates else part for name, part in drawn.items()}
+    other = drawn(gated.init)
+    fresh = {name: part | {"freq_gate": gates[name]} if name in gates else part for name, part in other.items()}
+    bare = {name: {k: v for k, v in part.items() if k != "freq_gate"} if name in gates else part for name, part in other.items()}
     x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
     expected = plain.velocity(bare, x, t, y)
     np.testing.assert_allclose(gated.velocity(fresh, x, t, y), expected, rtol=1e-5, atol=1e-5)
-    assert not np.allclose(gated.velocity(drawn, x, t, y), expected, atol=1e-3)
+    assert not np.allclose(gated.velocity(other, x, t, y), expected, atol=1e-3)
 
 
 def test_gate_formula_and_what_conditions_it():
     gate = spectral.SpectralGate("timestep", (3, 4), scale=0.7)
     residual, time, both = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate([(2, 12, 8), (2, 8), (2, 8)]))
-    params = _random(gate.init(jax.random.key(3), residual, time, both))["params"]
+    params = drawn(gate.init, residual, time, both)["params"]
     found = gate.apply({"params": params}, residual, time, both)
     hidden = jax.nn.silu(time @ params["0"]["kernel"] + params["0"]["bias"])
     low, high = 0.7 * jnp.tanh(hidden @ params["2"]["kernel"] + params["2"]["bias"]).T[:, :, None, None]
@@ -167,7 +162,7 @@ def _gradient(network, params, *, of_params=False):
 
 @pytest.mark.parametrize("family", ["JiT", "DiTDH"])
 def test_bfloat16_of_the_rotary_families(family):
-    params = _random(_make(family).init(jax.random.key(0)), scale=0.1)
+    params = drawn(_make(family).init, scale=0.1)
     x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
     exact, half = _make(family).velocity(params, x, t, y), _make(family, dtype="bfloat16").velocity(params, x, t, y)
     assert half.dtype == jnp.float32 and 0 < float(jnp.abs(half - exact).max()) < 0.1 * float(jnp.abs(exact).max())
@@ -177,7 +172,7 @@ def test_bfloat16_of_the_rotary_families(family):
 def test_scan_remat_and_attention_change_no_number(family):
     """Scanned blocks hold the same weights stacked; policies and implementations give the same gradients."""
     plain = _make(family)
-    params = _random(plain.init(jax.random.key(0)), scale=0.1)
+    params = drawn(plain.init, scale=0.1)
     expected = _gradient(plain, params, of_params=True)
     variants = [{"scan_layers": True, "remat": "full"}, {"attention": "xla"}]
     if family == "SiT":
@@ -185,7 +180,7 @@ def test_scan_remat_and_attention_change_no_number(family):
     for options in variants:
         network = _make(family, **options)
         given = from_torch(network, to_torch(plain, params))
-        assert jax.tree.structure(given) == jax.tree.structure(network.init(jax.random.key(0)))
+        assert jax.tree.structure(given) == jax.tree.structure(jax.eval_shape(network.init, jax.random.key(0)))
         found = _gradient(network, jax.tree.map(jnp.asarray, given), of_params=True)
         one, two = to_torch(plain, expected), to_torch(network, found)
         for key, value in one.items():
@@ -196,7 +191,7 @@ def test_scan_remat_and_attention_change_no_number(family):
 
 def test_policies_recompute_what_they_say():
     """Products with weights are computed again under "full", kept under "dots"."""
-    params = _random(_make("SiT").init(jax.random.key(0)))
+    params = drawn(_make("SiT").init)
     counts = {}
     for policy in ("none", "dots", "full"):
         network = _make("SiT", remat=policy)
@@ -211,13 +206,13 @@ def test_attention_by_name():
     assert attention.choose("auto", jnp.bfloat16, "gpu") == "cudnn"
     assert attention.choose("auto", jnp.float32, "gpu") == attention.choose("auto", jnp.bfloat16, "tpu") == "einsum"
     with pytest.raises(ValueError, match="needs an NVIDIA GPU and dtype='bfloat16', here are cpu and float32"):
-        _gradient(_make("SiT", attention="cudnn"), _make("SiT").init(jax.random.key(0)))
+        _gradient(_make("SiT", attention="cudnn"), drawn(_make("SiT").init))
 
 
 def test_qk_norm_is_a_layer_norm_of_each_head():
     """With q and k of one head normalised, their scale no longer matters."""
     network = _make("REPA", qk_norm=True)
-    params = _random(network.init(jax.random.key(0)))
+    params = drawn(network.init)
     assert params["blocks_0"]["attn"]["q_norm"]["scale"].shape == (8,)
     louder = jax.tree.map(lambda leaf: leaf, params)
     kernel, bias = louder["blocks_0"]["attn"]["qkv"]["kernel"], louder["blocks_0"]["attn"]["qkv"]["bias"]

@@ -7,14 +7,9 @@ import pytest
 
 from jaxdrl import backbones
 from jaxdrl.backbones import layers
+from tests.drawing import drawn
 
 SIZES = {"SiT-S/2": 32.96, "SiT-B/2": 130.51, "SiT-L/2": 458.10, "SiT-XL/2": 675.13}
-
-
-def _random(tree, seed=0, scale=0.3):
-    leaves, structure = jax.tree.flatten(tree)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(structure, [scale * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
 
 
 def _torch_forward(params, x, t, y, patch, heads, frequency_dim, channels):
@@ -63,7 +58,7 @@ def _torch_forward(params, x, t, y, patch, heads, frequency_dim, channels):
 def test_forward_pass_equals_torch(learn_sigma):
     sizes = {"sample_shape": (8, 12, 3), "num_classes": 5, "patch_size": 2, "width": 32, "depth": 2, "num_heads": 4}
     network = backbones.create("SiT", **sizes, frequency_dim=64, learn_sigma=learn_sigma)
-    params = _random(network.init(jax.random.key(0)))
+    params = drawn(network.init, scale=0.3)
     x = jax.random.normal(jax.random.key(1), (4, 8, 12, 3))
     t, y = jnp.array([0.0, 0.21, 0.77, 1.0]), jnp.array([0, 5, 3, 1])
     found = network.velocity(params, x, t, y)
@@ -85,19 +80,19 @@ def _tiny(**options):
 
 def test_a_fresh_network_outputs_zero_and_null_is_a_class_of_its_own():
     network = _tiny()
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     x, t = jax.random.normal(jax.random.key(1), (2, 4, 4, 1)), jnp.full(2, 0.4)
     np.testing.assert_array_equal(network.velocity(params, x, t, jnp.zeros(2, jnp.int32)), 0)
-    params = _random(params)
+    params = drawn(network.init, scale=0.3)
     outputs = [network.velocity(params, x, t, jnp.full(2, label)) for label in (0, 2, network.null_label)]
     assert not np.allclose(outputs[0], outputs[2]) and not np.allclose(outputs[1], outputs[2])
 
 
 def test_remat_changes_memory_not_numbers():
     plain, saved = _tiny(), _tiny(remat="full")
-    params = _random(plain.init(jax.random.key(0)))
+    params = drawn(plain.init, scale=0.3)
     x, t, y = jax.random.normal(jax.random.key(1), (2, 4, 4, 1)), jnp.full(2, 0.4), jnp.array([0, 1])
-    gradient = lambda network: jax.grad(lambda p: (network.velocity(p, x, t, y) ** 2).sum())  # noqa: E731
+    gradient = lambda network: jax.jit(jax.grad(lambda p: (network.velocity(p, x, t, y) ** 2).sum()))  # noqa: E731
     for one, two in zip(jax.tree.leaves(gradient(plain)(params)), jax.tree.leaves(gradient(saved)(params)), strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
     assert "remat" in str(jax.make_jaxpr(gradient(saved))(params)) and "remat" not in str(jax.make_jaxpr(gradient(plain))(params))
@@ -105,8 +100,8 @@ def test_remat_changes_memory_not_numbers():
 
 def test_bfloat16_matmuls_keep_float32_weights_and_output():
     exact, half = _tiny(), _tiny(dtype="bfloat16")
-    params = _random(half.init(jax.random.key(0)), scale=0.2)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(half.init(jax.random.key(0))))
+    params = drawn(half.init)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(jax.eval_shape(half.init, jax.random.key(0))))
     x, t, y = jax.random.normal(jax.random.key(1), (2, 4, 4, 1)), jnp.full(2, 0.4), jnp.array([0, 1])
     found, expected = half.velocity(params, x, t, y), exact.velocity(params, x, t, y)
     assert found.dtype == jnp.float32

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxdrl import backbones
+from tests.drawing import drawn
 
 SIZES = {"sample_shape": (4, 6, 2), "num_classes": 3, "patch_size": 2, "width": 32, "depth": 3, "num_heads": 4}
 
@@ -20,16 +21,13 @@ def _stacked(params):
 def test_scanned_blocks_equal_unrolled_ones(remat):
     plain = backbones.create("SiT", **SIZES, frequency_dim=16)
     scanned = backbones.create("SiT", **SIZES, frequency_dim=16, scan_layers=True, remat=remat)
-    leaves, structure = jax.tree.flatten(plain.init(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [0.3 * jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)]
-    params = jax.tree.unflatten(structure, drawn)
+    params = drawn(plain.init, scale=0.3)
     x, t, y = jax.random.normal(jax.random.key(2), (2, 4, 6, 2)), jnp.array([0.2, 0.7]), jnp.array([1, 3])
     value = lambda network: jax.jit(jax.value_and_grad(lambda p: (network.velocity(p, x, t, y) ** 2).sum()))  # noqa: E731
     expected, gradient = value(plain)(params)
     found, scanned_gradient = value(scanned)(_stacked(params))
     assert float(found) == pytest.approx(float(expected), rel=1e-5)
-    assert jax.tree.structure(scanned_gradient) == jax.tree.structure(scanned.init(jax.random.key(0)))
+    assert jax.tree.structure(scanned_gradient) == jax.tree.structure(jax.eval_shape(scanned.init, jax.random.key(0)))
     for one, two in zip(jax.tree.leaves(_stacked(gradient)), jax.tree.leaves(scanned_gradient), strict=True):
         np.testing.assert_allclose(two, one, rtol=1e-3, atol=1e-4 * float(jnp.abs(one).max()))
 
@@ -38,7 +36,7 @@ def test_scanned_blocks_equal_unrolled_ones(remat):
 def test_initialisation_is_the_published_one(scan_layers):
     """Xavier uniform with the fans of one block, N(0, 0.02) for time and label, zeros for what gates and what leaves."""
     network = backbones.create("SiT", **SIZES, scan_layers=scan_layers)
-    params = network.init(jax.random.key(0))
+    params = jax.jit(network.init)(jax.random.key(0))
     blocks = params["blocks_0_3"] if scan_layers else _stacked(params)["blocks_0_3"]
     for kernel, fans in (
         (params["x_embedder"]["kernel"], 8 + 32),

@@ -1,6 +1,7 @@
 """Each statistic against a picture whose value is known, its range on any picture, and its gradient."""
 
 import colorsys
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +28,13 @@ def _colours(*colours):
     return jnp.asarray(2 * np.asarray(colours, np.float32) - 1)[None, None]
 
 
+@cache
+def _compiled(name, fields):
+    return jax.jit(partial(STATISTICS[name], **dict(fields)))
+
+
 def _value(name, images, **fields):
-    return float(STATISTICS[name](images, **fields)[0])
+    return float(_compiled(name, tuple(fields.items()))(images)[0])
 
 
 def _box(shape, top, left, height, width):
