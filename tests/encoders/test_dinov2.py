@@ -42,7 +42,8 @@ def test_tokens_and_image_gradients_are_transformers(name):
     found, pullback = jax.vjp(tokens, jnp.asarray(cases.PICTURES))
     _close(found, GOLDEN[f"{name}/tokens"], 1e-5)
     _close(pullback(jnp.asarray(cases.cotangent(found.shape)))[0], GOLDEN[f"{name}/gradient"], 1e-5)
-    np.testing.assert_array_equal(network.features(params, jnp.asarray(cases.PICTURES))["pooled"], found[:, 0])
+    pooled = network.features(params, jnp.asarray(cases.PICTURES))["pooled"]
+    np.testing.assert_allclose(pooled, found[:, 0], atol=2e-6)
 
 
 def test_a_folder_remembers_resolution_and_pooling(tmp_path):
