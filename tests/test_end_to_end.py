@@ -147,12 +147,12 @@ def _wait_for_checkpoint(stage, process):
         time.sleep(0.01)
 
 
-# One of each kind always, the others by name: what they compute is what these do, at another size.
+# By name: what they compute is what the digits' recipe does, at another size and in colour, as tests/test_published_recipes.py does too.
 def _slow(*recipes):
     return [pytest.param(recipe, marks=pytest.mark.slow) for recipe in recipes]
 
 
-RECIPES = ["drl_cifar10", *_slow("drl_patches", "drl_patches32", "drl_imagenet64")]
+RECIPES = _slow("drl_cifar10", "drl_patches", "drl_patches32", "drl_imagenet64")
 POLICY_GRADIENTS = ["marble_digits", *_slow("nft_digits", "grpo_digits")]
 
 

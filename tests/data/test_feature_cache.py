@@ -79,6 +79,7 @@ def test_plans_are_what_batches_read(source):
     assert plan["turned"].any() and not plan["turned"].all()
 
 
+@pytest.mark.slow
 def test_the_discriminator_is_the_same_with_and_without(tmp_path, capsys):
     """The held-out loss agrees."""
     results = []

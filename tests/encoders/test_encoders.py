@@ -31,7 +31,7 @@ def test_features_are_smooth_in_the_image(name):
     """The directional derivative from autodiff equals a finite difference: no kink, nothing detached."""
     network, params = _create(name)
     images, direction = jax.random.normal(jax.random.key(2), (2, 3, 8, 8, 1))
-    value = lambda s: jnp.sum(jnp.sin(network.features(params, images + s * direction)["pooled"]))  # noqa: E731
+    value = jax.jit(lambda s: jnp.sum(jnp.sin(network.features(params, images + s * direction)["pooled"])))
     finite = (value(1e-2) - value(-1e-2)) / 2e-2
     assert float(jax.grad(value)(0.0)) == pytest.approx(float(finite), rel=0.02)
     features = network.features(params, images)

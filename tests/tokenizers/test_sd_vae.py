@@ -29,13 +29,21 @@ def _close(found, name, bound=1e-5):
 
 def test_encoder_decoder_and_gradients_are_diffusers():
     params = from_torch(VAE, _state())
-    (mean, std), pullback = jax.vjp(lambda images: VAE.moments(params, images), jnp.asarray(cases.IMAGES))
-    _close(mean, "mean")
-    _close(std, "std")
-    _close(pullback((jnp.asarray(cases.cotangent(mean.shape)), jnp.zeros_like(std)))[0], "gradient_images")
-    decoded, pullback = jax.vjp(lambda latents: VAE.decode(params, latents), jnp.asarray(cases.LATENTS))
-    _close(decoded, "decoded")
-    _close(pullback(jnp.asarray(cases.cotangent(decoded.shape)))[0], "gradient_latents")
+
+    @jax.jit
+    def encoded(images):
+        (mean, std), pullback = jax.vjp(lambda images: VAE.moments(params, images), images)
+        return mean, std, pullback((jnp.asarray(cases.cotangent(mean.shape)), jnp.zeros_like(std)))[0]
+
+    @jax.jit
+    def decoded(latents):
+        images, pullback = jax.vjp(lambda latents: VAE.decode(params, latents), latents)
+        return images, pullback(jnp.asarray(cases.cotangent(images.shape)))[0]
+
+    for found, name in zip(encoded(jnp.asarray(cases.IMAGES)), ("mean", "std", "gradient_images"), strict=True):
+        _close(found, name)
+    for found, name in zip(decoded(jnp.asarray(cases.LATENTS)), ("decoded", "gradient_latents"), strict=True):
+        _close(found, name)
 
 
 def test_scale_sample_and_mode():

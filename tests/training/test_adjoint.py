@@ -58,6 +58,7 @@ def _distance(one, two):
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
 
 
+@pytest.mark.slow
 def test_three_rewards_balanced_by_marble(frozen, tmp_path):
     """One of them for three classes only; metrics have the names that the report draws, and the state goes through a checkpoint."""
     config = _config(THREE, "marble", balance__gram="sketch", subset_reduction="mean", batch_size=20)
