@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, config_flags
 import jaxdrl
 from jaxdrl import convert_command, measure_command, sweep_command
 from jaxdrl.config import Config, default
-from jaxdrl.errors import UserError
+from jaxdrl.errors import Stopped, UserError
 
 HELP = """jaxdrl {version}: Discriminator-Guided RL for flow-matching image generators.
 
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default the process's.
 
     Returns:
-        0; 2 after a mistake of the user; 130 after Ctrl-C.
+        0; 2 after a mistake of the user; 75 where the same command is to be given again (after SIGTERM); 130 after Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -82,6 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         line = " ".join(str(error).split())
         print(f"jaxdrl: error: {line}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"jaxdrl: stopped: {stopped}; the same command goes on from there (exit code 75)", file=sys.stderr)
+        return 75
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -260,15 +263,18 @@ def _run(command: str, values: flags.FlagValues, config: Config) -> int:
     from jaxdrl.training.loop import run_stages
     from jaxdrl.training.metrics import MetricWriter
     from jaxdrl.training.stages import ORDER
+    from jaxdrl.training.stopping import Stopping
 
     path = Path(values.workdir)
     workdir.open_workdir(path, config)
     with workdir.lock(path):
         last = ORDER[-1] if command == "run" else command
         writer = MetricWriter(path, tensorboard=config.runtime.tensorboard)
-        run = Run(config=config.lock(), workdir=path, mesh=mesh.create_mesh(**config.mesh), writer=writer)
+        devices, stopping = mesh.create_mesh(**config.mesh), Stopping()
+        run = Run(config=config.lock(), workdir=path, mesh=devices, writer=writer, stopping=stopping)
         try:
-            results = run_stages(run, ORDER[: ORDER.index(last) + 1])
+            with stopping.listening():
+                results = run_stages(run, ORDER[: ORDER.index(last) + 1])
         finally:
             writer.close()
     if "evaluate" in results:

@@ -26,7 +26,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
 from jaxdrl.encoders.spec import FeatureSpec
-from jaxdrl.errors import UserError
+from jaxdrl.errors import Stopped, UserError
 from jaxdrl.evaluation import hosts
 from jaxdrl.evaluation.statistics import Moments
 from jaxdrl.weights.files import make_atomically
@@ -121,6 +121,7 @@ def collect(
     batch_size: int = 64,
     seconds: float = 30.0,
     progress: Callable[[int], None] = lambda done: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Collected:
     """Computes what is asked of every image, or goes on with what an interrupted call left.
 
@@ -133,17 +134,19 @@ def collect(
         batch_size: Images a device and call.
         seconds: Between two savings of the state.
         progress: Called with the number of images of this process that are done.
+        stop: Asked behind every batch whether this process is to save its state and end; then all do, at the end of their parts.
 
     Returns:
         Statistics and features of all images, of all processes.
 
     Raises:
         UserError: If the folder holds something else, a feature is not finite, or there is no image.
+        Stopped: If a process was to end.
     """
     index, processes = jax.process_index(), jax.process_count()
     if len(source) < processes:
         raise UserError(f"{len(source)} images are too few to measure with {processes} processes")
-    start, stop = (len(source) * part // processes for part in (index, index + 1))
+    start, last = (len(source) * part // processes for part in (index, index + 1))
     place = folder if folder is None or processes == 1 else folder / f"process-{index:05d}-of-{processes:05d}"
     wanted = {
         "description": dict(description or {}),
@@ -153,33 +156,40 @@ def collect(
     }
     state = _State(place, wanted, start)
     began, before = time.monotonic(), state.done
-    if state.done < stop:
-        _advance(state, source, spaces, stop, batch_size, seconds, progress)
+    if state.done < last:
+        _advance(state, source, spaces, last, batch_size, seconds, progress, stop)
+    stopped = sum(int(part) for part in hosts.gather(np.array(last - state.done)))
+    if stopped:
+        state.close()
+        raise Stopped(f"{stopped} of {len(source)} images are left to measure")
     state.finish()  # also where the last saving was of all images, and nothing came after it
     return _gathered(state, len(source), spaces, time.monotonic() - began, state.done - before)
 
 
-def _advance(state: "_State", source: ImageSource, spaces: Sequence[Space], stop: int, batch_size: int, seconds: float, progress):
-    """Computes the images that are missing."""
+def _advance(state: "_State", source: ImageSource, spaces: Sequence[Space], last: int, batch_size: int, seconds, progress, stop):
+    """Computes the images that are missing, or some of them where it is told to stop."""
     mesh = local_mesh()
     with jax.set_mesh(mesh):
         features, size = _compiled(spaces, mesh), batch_size * mesh.size
         saved, pending = time.monotonic(), None
-        for images, labels in source.batches(state.done, stop, size):
+        for images, labels in source.batches(state.done, last, size):
             found = features(*_padded(images, labels, size)) | _on_host(spaces, images, labels)
             # The device works on this batch while the host merges the one before.
             if pending is not None:
                 state.add(*pending)
                 progress(state.done - state.start)
             pending = (found, labels)
-            if state.folder is not None and time.monotonic() - saved > seconds:
+            stops = stop()
+            if stops or (state.folder is not None and time.monotonic() - saved > seconds):
                 state.add(*pending)
                 state.save()
                 saved, pending = time.monotonic(), None
+            if stops:
+                return
         if pending is not None:
             state.add(*pending)
-    if state.done != stop:
-        raise UserError(f"the source ended behind image {state.done}, it should have {stop}")
+    if state.done != last:
+        raise UserError(f"the source ended behind image {state.done}, it should have {last}")
     state.finish()
     state.save()
     progress(state.done - state.start)

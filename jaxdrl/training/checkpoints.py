@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import jax
 from absl import logging as absl_logging
 
-from jaxdrl.errors import UserError
+from jaxdrl.errors import Stopped, UserError
+from jaxdrl.training.stopping import Stopping
 from jaxdrl.weights.files import write_atomically
 
 State = TypeVar("State")
@@ -67,6 +68,26 @@ class Checkpoints:
         if time.monotonic() - self._last >= self._seconds:
             flush()
             self.save(step, state)
+
+    def after(self, step: int, state: Any, stopping: Stopping, flush: Callable[[], None] = lambda: None) -> None:
+        """What a loop does behind each of its steps: saves when it is time to, or because the run is to stop.
+
+        Args:
+            step: Of the state.
+            state: A pytree of arrays.
+            stopping: Asked once.
+            flush: As for `save_when_due`.
+
+        Raises:
+            Stopped: If the run is to stop; the state is on the disk.
+        """
+        if not stopping.requested():
+            self.save_when_due(step, state, flush)
+            return
+        flush()
+        self.save(step, state)
+        self.wait()
+        raise Stopped(f"step {step} is in {self._directory}")
 
     def save(self, step: int, state: Any) -> None:
         """Starts a save; the state may be donated as soon as this returns.

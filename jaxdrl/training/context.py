@@ -1,12 +1,13 @@
 """What every stage is given."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from jaxdrl.training.metrics import MetricWriter
+from jaxdrl.training.stopping import Stopping
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +19,14 @@ class Run:
         workdir: Where all results go.
         mesh: Devices, axes ("data", "fsdp", "tensor").
         writer: Metrics of all stages.
+        stopping: Says at each step whether the run is to end.
     """
 
     config: Any
     workdir: Path
     mesh: jax.sharding.Mesh
     writer: MetricWriter
+    stopping: Stopping = field(default_factory=Stopping)
 
 
 @runtime_checkable

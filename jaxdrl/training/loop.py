@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import jax
 
+from jaxdrl.errors import Stopped
 from jaxdrl.training.context import Run, Stage
 from jaxdrl.training.workdir import disk_errors, finish_stage, stage_result
 from jaxdrl.weights.files import write_atomically
@@ -25,6 +26,7 @@ def run_stages(run: Run, names: Sequence[str]) -> dict[str, dict]:
 
     Raises:
         UserError: As the stages do.
+        Stopped: If the run was asked to stop; the same command goes on.
     """
     results = {}
     for name in names:
@@ -34,6 +36,8 @@ def run_stages(run: Run, names: Sequence[str]) -> dict[str, dict]:
             print(f"{name}: done before, skipped", flush=True)
             results[name] = found
             continue
+        if run.stopping.requested():
+            raise Stopped(f"before stage {name}, in {run.workdir}")
         with disk_errors(run.workdir), jax.set_mesh(run.mesh):
             results[name] = _run(run, stage)
     return results

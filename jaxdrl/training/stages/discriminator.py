@@ -23,7 +23,7 @@ from jaxdrl import data
 from jaxdrl.config import Config
 from jaxdrl.data import feature_cache
 from jaxdrl.data.feature_cache import FeatureCache
-from jaxdrl.errors import UserError
+from jaxdrl.errors import Stopped, UserError
 from jaxdrl.evaluation import calibration, tilt
 from jaxdrl.rewards import discriminator
 from jaxdrl.training import compute, generation, loading, models
@@ -130,7 +130,7 @@ def _train(run: Run, held_out: Pairs) -> State:
             step, waited = int(current.step), int(current.waited)
             metrics = {k: float(v) for k, v in (trained | validated).items()}
             writer.write_scalars(step, metrics)
-            checkpoints.save_when_due(step, current, flush=writer.flush)
+            checkpoints.after(step, current, run.stopping, flush=writer.flush)
             progress.update(step, loss=metrics["loss_validation"], accuracy=metrics["accuracy_validation"])
         checkpoints.wait()
     return current
@@ -259,13 +259,19 @@ def _cached(run: Run, source, images: Images) -> FeatureCache | None:
     mirrored = config.data.horizontal_flip
     name = hashlib.sha256(json.dumps([description, mirrored, len(source)], sort_keys=True).encode()).hexdigest()[:16]
     progress = Progress("features", len(source), unit="image", seconds=config.runtime.progress_seconds)
+
+    def written(done: int) -> None:
+        progress.update(done)
+        if run.stopping.requested():
+            raise Stopped(f"features of {done} images are in {data_directory(run) / '.features' / name}")
+
     return feature_cache.write(
         data_directory(run) / ".features" / name,
         source,
         lambda part: images.encode(images.real(part)),
         description,
         mirrored=mirrored,
-        progress=progress.update,
+        progress=written,
     )
 
 

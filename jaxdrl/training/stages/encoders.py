@@ -126,7 +126,7 @@ def train(run: Run, which: str) -> Any:
             carry, losses = steps(carry, batches.stacked(step, count)["image"], keys[2])
             step += count
             writer.write_scalars(step, {"loss": float(np.mean(losses))})
-            checkpoints.save_when_due(step, carry, flush=writer.flush)
+            checkpoints.after(step, carry, run.stopping, flush=writer.flush)
             progress.update(step, loss=float(np.mean(losses)))
     return jax.device_get(objective.result(carry[1]))
 

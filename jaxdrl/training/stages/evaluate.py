@@ -154,6 +154,7 @@ class _Sets:
             description=described,
             batch_size=self._config.evaluate.batch_size,
             seconds=self._config.runtime.checkpoint_seconds,
+            stop=lambda: self._run.stopping.signalled,
         )
 
     def _choose_guidance(self, model: str) -> search.Cell:

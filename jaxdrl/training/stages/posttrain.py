@@ -94,7 +94,7 @@ def run(run: Run) -> dict:
                 saved = Saved(current, _copy(tuned), jnp.int32(refresh))
             else:
                 saved = saved._replace(state=current)
-            checkpoints.save_when_due(refresh, saved, flush=writer.flush)
+            checkpoints.after(refresh, saved, run.stopping, flush=writer.flush)
             progress.update(refresh, reward=metrics["reward_mean"], kl=metrics["control_energy"])
         checkpoints.wait()
     stopped = _said(refresh, int(saved.good_refresh), watch)

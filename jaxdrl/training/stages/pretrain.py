@@ -178,7 +178,7 @@ def train(
             writer.write_scalars(step, {"loss": loss})
             if measure and step % config.pretrain.curve_every == 0:
                 writer.write_scalars(step, measure(current.ema))
-            checkpoints.save_when_due(step, current, flush=writer.flush)
+            checkpoints.after(step, current, run.stopping, flush=writer.flush)
             progress.update(step - first, loss=loss)
         checkpoints.wait()
     return jax.device_get(current)
