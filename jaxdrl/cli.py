@@ -3,6 +3,7 @@
 Mistakes of the user are one line on stderr and exit code 2; nothing that was computed is lost by any of them.
 """
 
+import contextlib
 import difflib
 import errno
 import importlib.util
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 import jaxdrl
 from jaxdrl import convert_command, measure_command, sweep_command
 from jaxdrl.config import Config, default
-from jaxdrl.errors import Stopped, UserError
+from jaxdrl.errors import Lost, Stopped, UserError
 
 HELP = """jaxdrl {version}: Discriminator-Guided RL for flow-matching image generators.
 
@@ -81,18 +82,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         line = " ".join(str(error).split())
         print(f"jaxdrl: error: {line}", file=sys.stderr)
-        return 2
+        return _leave(2)
     except Stopped as stopped:
         print(f"jaxdrl: stopped: {stopped}; the same command goes on from there (exit code 75)", file=sys.stderr)
-        return 75
+        return _leave(75) if isinstance(stopped, Lost) else 75
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         print("jaxdrl: error: the disk is full; free space and run the same command again (nothing is lost)", file=sys.stderr)
-        return 2
+        return _leave(2)
     except KeyboardInterrupt:
         print("\njaxdrl: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def _leave(code: int) -> int:
+    """Ends one of several processes; a run of one process just gets its exit code."""
+    if "jax" in sys.modules:
+        from jaxdrl.training import distributed
+
+        distributed.leave(code)
+    return code
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -257,31 +267,49 @@ def _start(config: Config) -> None:
 
 def _run(command: str, values: flags.FlagValues, config: Config) -> int:
     _start(config)
+    import jax
+
     from jaxdrl.report import table
-    from jaxdrl.training import mesh, workdir
+    from jaxdrl.training import distributed, mesh
     from jaxdrl.training.context import Run
+    from jaxdrl.training.heartbeat import Heartbeat
     from jaxdrl.training.loop import run_stages
     from jaxdrl.training.metrics import MetricWriter
     from jaxdrl.training.stages import ORDER
     from jaxdrl.training.stopping import Stopping
 
+    distributed.initialise(config.runtime)
     path = Path(values.workdir)
-    workdir.open_workdir(path, config)
-    with workdir.lock(path):
+    with contextlib.ExitStack() as held:
+        if not distributed.first():
+            held.enter_context(contextlib.redirect_stdout(held.enter_context(open(os.devnull, "w"))))
+        distributed.on_first(lambda: _open(path, config, held))
+        distributed.check_shared(path)
         last = ORDER[-1] if command == "run" else command
-        writer = MetricWriter(path, tensorboard=config.runtime.tensorboard)
-        devices, stopping = mesh.create_mesh(**config.mesh), Stopping()
-        run = Run(config=config.lock(), workdir=path, mesh=devices, writer=writer, stopping=stopping)
+        writer = MetricWriter(path, tensorboard=config.runtime.tensorboard, writes=distributed.first())
+        devices, stopping, heartbeat = mesh.create_mesh(**config.mesh), Stopping(), Heartbeat()
+        run = Run(config=config.lock(), workdir=path, mesh=devices, writer=writer, stopping=stopping, heartbeat=heartbeat)
+        number, count, patience = jax.process_index(), jax.process_count(), config.runtime.heartbeat_seconds
         try:
-            with stopping.listening():
+            with stopping.listening(), heartbeat.beating(path, patience, number, count), distributed.lost_contact():
                 results = run_stages(run, ORDER[: ORDER.index(last) + 1])
         finally:
             writer.close()
-    if "evaluate" in results:
-        print("\n" + table.plain(results["evaluate"]))
-    if "report" in results:
-        print(f"\nreport: {path / 'report.html'}")
+        if "evaluate" in results:
+            print("\n" + table.plain(results["evaluate"]))
+        if "report" in results:
+            print(f"\nreport: {path / 'report.html'}")
     return 0
+
+
+def _open(path: Path, config: Config, held: contextlib.ExitStack) -> None:
+    """Makes or checks the workdir and the place of the checkpoints, and keeps others out."""
+    from jaxdrl.training import checkpoints, workdir
+
+    workdir.open_workdir(path, config)
+    held.enter_context(workdir.lock(path))
+    if config.runtime.checkpoints.directory:
+        workdir.claim(checkpoints.place(config.runtime.checkpoints.directory), config)
 
 
 def _sample(values: flags.FlagValues, config: Config) -> int:

@@ -32,10 +32,32 @@ def default() -> Config:
     config.evaluate = _evaluate()
     config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     # How a run is carried out, never what it computes: these may differ between two calls on one workdir.
-    config.runtime = ml_collections.ConfigDict(
-        {"tensorboard": False, "progress_seconds": 10.0, "checkpoint_seconds": 30.0, "compilation_cache": ""}
-    )
+    config.runtime = _runtime()
     return config.lock()
+
+
+def _runtime() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "tensorboard": False,
+            "progress_seconds": 10.0,
+            "checkpoint_seconds": 30.0,  # at least, between two checkpoints of a stage
+            "compilation_cache": "",
+            "checkpoints": {
+                "directory": "",  # a folder or gs://BUCKET/NAME; empty: in the workdir
+                "keep_last": 2,
+                "keep_every_hours": 0.0,  # and one in so many hours, for good; 0: none
+                "keep_best": "",  # and the best by a metric of the stage, for good: "held_out_coverage"; "-loss" is better where lower
+            },
+            "on_bad_step": "stop",  # stop | skip | rollback, where loss or gradient is not finite, or the gradient too large
+            "spike_factor": 0.0,  # too large: more than so many times the median of the last 100 metric lines; 0: never
+            "bad_steps_in_a_row": 5,  # that are skipped or rolled back; the next one stops the run
+            "heartbeat_seconds": 300.0,  # without a sign of life, after which a process is named and the others end; 0: never
+            "distributed": "off",  # off | auto (asks Cloud TPU, Slurm, Open MPI or Kubernetes) | HOST:PORT of process 0
+            "num_processes": -1,  # with HOST:PORT
+            "process_index": -1,  # with HOST:PORT, from 0; each process has its own
+        }
+    )
 
 
 def _data() -> Config:

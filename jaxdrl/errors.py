@@ -13,3 +13,7 @@ class Stopped(Exception):
 
     The command line prints it without a traceback and exits with code 75 (`EX_TEMPFAIL`), on which launchers start it again.
     """
+
+
+class Lost(Stopped):
+    """Another process of the run is gone, so that there is nobody to agree with on the way out."""

@@ -333,7 +333,7 @@ def _compiled(spaces: Sequence[Space], mesh: Mesh) -> Callable[..., dict[str, Ar
     outputs = tuple((space.name, where[space.name], space.output) for space in spaces)
     call = _program(tuple(network.apply for network in networks), outputs, mesh)
     replicated, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put([network.params for network in networks], replicated)
+    params = jax.device_put(hosts.local([network.params for network in networks]), replicated)
     return lambda images, labels: call(params, *jax.device_put((images, labels), rows))
 
 

@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxdrl.errors import UserError
+from jaxdrl.evaluation import hosts
 from jaxdrl.evaluation.sampling import Guidance
 from jaxdrl.weights.files import write_atomically
 
@@ -102,8 +105,8 @@ def search(
     wanted, cells = json.loads(json.dumps(dict(settings))), []
     for done, guidance in enumerate(points, 1):
         path = folder / f"{name(guidance)}.json"
-        if path.exists():
-            kept = json.loads(path.read_text())
+        kept = json.loads(hosts.texts(path.read_text() if path.exists() else "null")[0])
+        if kept is not None:
             if kept["settings"] != wanted:
                 differ = [key for key in wanted | kept["settings"] if wanted.get(key) != kept["settings"].get(key)]
                 raise UserError(f"{folder} holds a search with another {', '.join(differ)}; choose another folder")
@@ -111,7 +114,8 @@ def search(
         else:
             numbers = dict(measure(guidance))
             kept = {"settings": wanted, "guidance": {"scale": guidance.scale, "interval": guidance.interval}, "numbers": numbers}
-            write_atomically(path, json.dumps(kept, indent=2).encode())
+            if jax.process_index() == 0:
+                write_atomically(path, json.dumps(kept, indent=2).encode())
         cells.append(Cell(guidance=guidance, numbers=numbers))
         progress(done)
     return cells

@@ -1,52 +1,97 @@
-"""Checkpoints of one stage: Orbax, asynchronous, with checksums of our own.
+"""Checkpoints of one stage: Orbax, asynchronous, with checksums of our own, in a folder or a bucket.
 
-Orbax restores a file with a flipped byte without a word, so every finished step gets a manifest of sha256 sums beside it. A
-step without a manifest, or that does not match it, is passed over for the one before.
+Orbax restores a file with a flipped byte without a word, so every finished step gets a manifest beside it: sha256 sums, when it was made,
+and the metrics by which it may be the best. A step without a manifest, or that does not match it, is passed over for the one before.
+
+The state of a stage holds its step, and batches, buffers and random draws are functions of the step alone: so a checkpoint is where the data
+iterator, the buffers and the random numbers stand too. Arrays are saved whole, whatever mesh they lie on, and restored onto any other.
 """
 
 import hashlib
 import json
 import logging
-import shutil
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 from absl import logging as absl_logging
+from etils import epath
+from jax.sharding import Mesh
 
 from jaxdrl.errors import Stopped, UserError
+from jaxdrl.training import distributed
+from jaxdrl.training import mesh as meshes
 from jaxdrl.training.stopping import Stopping
 from jaxdrl.weights.files import write_atomically
 
 State = TypeVar("State")
+_MANIFEST = ".sha256.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Keep:
+    """Which steps are kept when newer ones are whole; `config.runtime.checkpoints`.
+
+    Attributes:
+        last: So many of the newest, at least 1.
+        every_hours: And one in so many hours, for good; 0: none.
+        best: And the one with the greatest value of this metric, for good, or with the least of NAME where it is "-NAME"; "": none. A step
+            that is better than all before it is saved whenever it comes.
+    """
+
+    last: int = 2
+    every_hours: float | int = 0.0
+    best: str = ""
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            UserError: If one is out of its range.
+        """
+        if self.last < 1 or self.every_hours < 0:
+            raise UserError(
+                f"config.runtime.checkpoints: keep_last ({self.last}) must be at least 1 and keep_every_hours ({self.every_hours}) at least 0"
+            )
+
+    def score(self, metrics: Mapping[str, float]) -> float | None:
+        """How good a step is: larger is better; None where that was not measured, or is not finite."""
+        value = metrics.get(self.best.removeprefix("-")) if self.best else None
+        if value is None or not math.isfinite(value):
+            return None
+        return -value if self.best.startswith("-") else value
 
 
 class Checkpoints:
-    """Saves and restores the state of one stage; a context manager.
+    """Saves and restores the state of one stage; a context manager. Every process of a run calls every method.
 
     Results never depend on when a checkpoint was made: all randomness is a function of the step.
     """
 
-    def __init__(self, directory: Path, seconds: float = 30.0, max_to_keep: int = 2) -> None:
+    def __init__(self, directory: Path | epath.Path, seconds: float = 30.0, keep: Keep = Keep()) -> None:
         """Opens a folder of checkpoints.
 
         Args:
-            directory: Made if missing.
-            seconds: Least time between two saves of `save_when_due`.
-            max_to_keep: Older steps are deleted.
+            directory: Made if missing; `gs://` too.
+            seconds: Least time between two saves of `after`.
+            keep: Which steps are not deleted.
         """
         import orbax.checkpoint as ocp
 
         logging.getLogger("orbax").setLevel(logging.ERROR)
         absl_logging.set_verbosity(absl_logging.WARNING)
-        self._directory = directory.absolute()
+        self._directory = place(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._seconds, self._max_to_keep = seconds, max_to_keep
-        self._last, self._pending = time.monotonic(), None
+        self._seconds, self._keep = seconds, keep
+        self._last, self._pending, self._metrics = time.monotonic(), None, {}
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._arguments = ocp.args
+        scores = [keep.score(found["metrics"]) for found in manifests(self._directory).values()]
+        self._best = max((score for score in scores if score is not None), default=-math.inf)
 
     def __enter__(self) -> "Checkpoints":
         """Returns itself."""
@@ -57,72 +102,75 @@ class Checkpoints:
         self.wait()
         self._checkpointer.close()
 
-    def save_when_due(self, step: int, state: Any, flush: Callable[[], None] = lambda: None) -> None:
-        """Saves if the last save is long enough ago.
-
-        Args:
-            step: Of the state.
-            state: A pytree of arrays.
-            flush: Called first, so that metrics up to this step are on the disk before the checkpoint is.
-        """
-        if time.monotonic() - self._last >= self._seconds:
-            flush()
-            self.save(step, state)
-
-    def after(self, step: int, state: Any, stopping: Stopping, flush: Callable[[], None] = lambda: None) -> None:
+    def after(
+        self,
+        step: int,
+        state: Any,
+        stopping: Stopping,
+        *,
+        metrics: Mapping[str, float] = {},
+        flush: Callable[[], None] = lambda: None,
+    ) -> None:
         """What a loop does behind each of its steps: saves when it is time to, or because the run is to stop.
 
         Args:
             step: Of the state.
             state: A pytree of arrays.
             stopping: Asked once.
-            flush: As for `save_when_due`.
+            metrics: Of the step.
+            flush: Called first, so that metrics up to this step are on the disk before the checkpoint is.
 
         Raises:
             Stopped: If the run is to stop; the state is on the disk.
         """
-        if not stopping.requested():
-            self.save_when_due(step, state, flush)
+        stops, score = stopping.requested(), self._keep.score(metrics)
+        better = score is not None and score > self._best
+        if not (stops or distributed.from_first(better or time.monotonic() - self._last >= self._seconds)):
             return
         flush()
-        self.save(step, state)
-        self.wait()
-        raise Stopped(f"step {step} is in {self._directory}")
+        self.save(step, state, metrics)
+        if stops:
+            self.wait()
+            raise Stopped(f"step {step} is in {self._directory}")
 
-    def save(self, step: int, state: Any) -> None:
+    def save(self, step: int, state: Any, metrics: Mapping[str, float] = {}) -> None:
         """Starts a save; the state may be donated as soon as this returns.
 
         Args:
             step: Of the state.
-            state: A pytree of arrays.
+            state: A pytree of arrays; those of several processes' run lie on its mesh.
+            metrics: Of the step.
         """
         self.wait()
         folder = self._directory / str(step)
-        shutil.rmtree(folder, ignore_errors=True)
+        if distributed.first() and folder.exists():
+            self._manifest(step).unlink(missing_ok=True)
+            folder.rmtree()
+        distributed.from_first(None)
         self._checkpointer.save(folder, args=self._arguments.StandardSave(state))
-        self._pending, self._last = step, time.monotonic()
+        self._pending, self._metrics, self._last = step, dict(metrics), time.monotonic()
+        self._best = max(self._best, -math.inf if (score := self._keep.score(metrics)) is None else score)
 
     def wait(self) -> None:
-        """Waits for the save under way, writes its manifest and deletes steps beyond `max_to_keep`."""
+        """Waits for the save under way, writes its manifest and deletes the steps that are not to be kept."""
         self._checkpointer.wait_until_finished()
         if self._pending is None:
             return
-        folder = self._directory / str(self._pending)
-        write_atomically(self._manifest(self._pending), json.dumps(_checksums(folder), indent=1).encode())
+        if distributed.first():
+            found = {"sha256": _checksums(self._directory / str(self._pending)), "time": time.time(), "metrics": self._metrics}
+            _write(self._manifest(self._pending), json.dumps(found, indent=1).encode())
+            retire(self._directory, self._keep)
         self._pending = None
-        for step in self.steps()[: -self._max_to_keep]:
-            self._manifest(step).unlink(missing_ok=True)
-            shutil.rmtree(self._directory / str(step), ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Returns the steps that have a folder, ascending; they may be damaged."""
-        return sorted(int(path.name) for path in self._directory.iterdir() if path.is_dir() and path.name.isdigit())
+        return steps(self._directory)
 
     def restore(self, template: State) -> tuple[int, State] | None:
         """Restores the newest step whose checksums hold.
 
         Args:
-            template: A pytree of arrays or `ShapeDtypeStruct`s (with shardings) of the same structure.
+            template: A pytree of arrays or `ShapeDtypeStruct`s (with shardings, of any mesh) of the same structure.
 
         Returns:
             (step, state), or None if no step is whole.
@@ -130,21 +178,139 @@ class Checkpoints:
         Raises:
             UserError: If a whole step does not fit the template.
         """
-        for step in reversed(self.steps()):
-            folder, manifest = self._directory / str(step), self._manifest(step)
-            if not manifest.exists() or json.loads(manifest.read_text()) != _checksums(folder):
-                print(f"checkpoint {folder} is damaged or unfinished; the one before it is used", flush=True)
-                continue
+        self.wait()
+        step = distributed.from_first(self._newest_whole() if distributed.first() else None)
+        if step is None:
+            return None
+        folder = self._directory / str(step)
+        try:
             abstract = jax.tree.map(_abstract, template)
-            try:
-                return step, self._checkpointer.restore(folder, args=self._arguments.StandardRestore(abstract))
-            except ValueError as error:
-                line = str(error).strip().split("\n")[0]
-                raise UserError(f"checkpoint {folder} does not fit this config ({line}); choose another --workdir") from error
+            return step, self._checkpointer.restore(folder, args=self._arguments.StandardRestore(abstract))
+        except ValueError as error:
+            line = str(error).strip().split("\n")[0]
+            raise UserError(f"checkpoint {folder} does not fit this config ({line}); choose another --workdir") from error
+
+    def restored(self, start: State, devices: Mesh) -> State:
+        """The state with which a loop goes on.
+
+        Args:
+            start: The state at the first step.
+            devices: The mesh; any, whatever the checkpoint was made on.
+
+        Returns:
+            The newest whole checkpoint's state, or the start, laid out over the mesh.
+
+        Raises:
+            UserError: If the checkpoint does not fit.
+        """
+        where = meshes.shardings(start, devices)
+        template = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), start, where)
+        found = self.restore(template)
+        return found[1] if found else meshes.place(start, devices)
+
+    def _newest_whole(self) -> int | None:
+        known = manifests(self._directory)
+        for step in reversed(self.steps()):
+            folder = self._directory / str(step)
+            if step in known and known[step]["sha256"] == _checksums(folder):
+                return step
+            print(f"checkpoint {folder} is damaged or unfinished; the one before it is used", flush=True)
         return None
 
-    def _manifest(self, step: int) -> Path:
-        return self._directory / f"{step}.sha256.json"
+    def _manifest(self, step: int) -> epath.Path:
+        return self._directory / f"{step}{_MANIFEST}"
+
+
+def place(directory: Path | epath.Path | str) -> epath.Path:
+    """A folder, absolute, or a place in a bucket.
+
+    Args:
+        directory: Of either kind.
+
+    Returns:
+        A path that reads and writes both.
+
+    Raises:
+        UserError: If what reads buckets is not installed.
+    """
+    if "://" not in str(directory):
+        return epath.Path(Path(directory).expanduser().absolute())
+    try:
+        found = epath.Path(directory)
+        found.exists()
+    except ImportError:
+        raise UserError(
+            f"config.runtime.checkpoints.directory: {directory} needs `pip install 'jaxdrl[gcs]'`, or a local folder"
+        ) from None
+    return found
+
+
+def steps(directory: epath.Path) -> list[int]:
+    """The steps that have a folder.
+
+    Args:
+        directory: Of checkpoints.
+
+    Returns:
+        Ascending.
+    """
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit() and path.is_dir())
+
+
+def manifests(directory: epath.Path) -> dict[int, dict[str, Any]]:
+    """What is known of the finished steps; unreadable manifests are left out.
+
+    Args:
+        directory: Of checkpoints.
+
+    Returns:
+        Step -> sha256 sums by file, time (seconds since 1970) and metrics, ascending.
+    """
+    found = {}
+    for step in steps(directory):
+        try:
+            content = json.loads((directory / f"{step}{_MANIFEST}").read_text())
+        except (FileNotFoundError, ValueError):
+            continue
+        if isinstance(content, dict) and content.keys() >= {"sha256", "time", "metrics"}:
+            found[step] = content
+    return found
+
+
+def retire(directory: epath.Path, keep: Keep, last: int | None = None) -> None:
+    """Deletes the steps that are not to be kept, torn ones among them.
+
+    Args:
+        directory: Of checkpoints.
+        keep: Says which.
+        last: In place of `keep.last`; 0 when the stage is finished.
+    """
+    known = manifests(directory)
+    kept, since = set(list(known)[len(known) - (keep.last if last is None else last) :]), -math.inf
+    for step, found in known.items():
+        if keep.every_hours and found["time"] - since >= 3600 * keep.every_hours:
+            kept, since = kept | {step}, found["time"]
+    scores = {step: score for step, found in known.items() if (score := keep.score(found["metrics"])) is not None}
+    if scores:
+        kept.add(max(scores, key=lambda step: (scores[step], -step)))
+    for step in set(steps(directory)) - kept:
+        (directory / f"{step}{_MANIFEST}").unlink(missing_ok=True)
+        (directory / str(step)).rmtree()
+
+
+def clear(folder: Path | epath.Path, keep: Keep) -> None:
+    """Deletes what a finished stage needs no more: all but the checkpoints that are kept for good.
+
+    Args:
+        folder: Of the stage.
+        keep: Says which are.
+    """
+    for directory in place(folder).glob("checkpoints*"):
+        if not keep.every_hours and not keep.best:
+            directory.rmtree()
+            continue
+        for inside in {path.parent for path in _files(directory) if path.name.endswith(_MANIFEST)}:
+            retire(inside, keep, last=0)
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -152,9 +318,21 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _checksums(folder: epath.Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in _files(folder)}
+
+
+def _write(path: epath.Path, content: bytes) -> None:
+    """Whole or not at all; so are the objects of a bucket by themselves."""
+    if "://" in str(path):
+        path.write_bytes(content)
+    else:
+        write_atomically(Path(path), content)

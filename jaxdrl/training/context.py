@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from etils import epath
 
+from jaxdrl.training.checkpoints import Checkpoints, Keep, place
+from jaxdrl.training.heartbeat import Heartbeat
 from jaxdrl.training.metrics import MetricWriter
 from jaxdrl.training.stopping import Stopping
 
@@ -20,6 +23,7 @@ class Run:
         mesh: Devices, axes ("data", "fsdp", "tensor").
         writer: Metrics of all stages.
         stopping: Says at each step whether the run is to end.
+        heartbeat: Told at each step where the run is.
     """
 
     config: Any
@@ -27,6 +31,33 @@ class Run:
     mesh: jax.sharding.Mesh
     writer: MetricWriter
     stopping: Stopping = field(default_factory=Stopping)
+    heartbeat: Heartbeat = field(default_factory=Heartbeat)
+
+    @property
+    def keep(self) -> Keep:
+        """Which checkpoints are kept.
+
+        Raises:
+            UserError: If `config.runtime.checkpoints` is out of range.
+        """
+        options = self.config.runtime.checkpoints
+        return Keep(last=options.keep_last, every_hours=options.keep_every_hours, best=options.keep_best)
+
+    def stage_folder(self, stage: str) -> epath.Path:
+        """Where a stage's checkpoints are: the workdir, or `config.runtime.checkpoints.directory`."""
+        return place(self.config.runtime.checkpoints.directory or self.workdir) / stage
+
+    def checkpoints(self, stage: str, *parts: str) -> Checkpoints:
+        """Opens checkpoints as the config says.
+
+        Args:
+            stage: Name of the stage.
+            *parts: Folders within the stage's.
+
+        Returns:
+            A context manager.
+        """
+        return Checkpoints(self.stage_folder(stage).joinpath(*parts), self.config.runtime.checkpoint_seconds, self.keep)
 
 
 @runtime_checkable

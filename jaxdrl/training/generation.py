@@ -13,7 +13,7 @@ from jaxtyping import Int32, PyTree, UInt8
 from jaxdrl import data
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.evaluation import sampling
+from jaxdrl.evaluation import hosts, sampling
 from jaxdrl.evaluation.collect import local_mesh
 from jaxdrl.training import loading, models
 from jaxdrl.training.batching import compiled, in_batches
@@ -87,6 +87,7 @@ def generate(
     seed: int,
     num_steps: int,
     guidance: sampling.Guidance | None = None,
+    first: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Samples and finishes a batch before the next is drawn, so that no more than one is in memory.
 
@@ -98,6 +99,7 @@ def generate(
         seed: Of the noise.
         num_steps: Of the solver.
         guidance: None is guidance-free.
+        first: Number of the first sample.
 
     Returns:
         (what `finish` made, labels).
@@ -111,6 +113,7 @@ def generate(
         batch_size=config.evaluate.batch_size,
         guidance=guidance,
         finish=finish,
+        first=first,
     )
 
 
@@ -143,12 +146,12 @@ class Samples:
         network = models.backbone(config)
         steps = solver(config, num_steps)
         self._sampler = lambda params: sampling.sampler(
-            network, jax.device_put(params, everywhere), steps, seed=seed, guidance=guidance
+            network, jax.device_put(hosts.local(params), everywhere), steps, seed=seed, guidance=guidance
         )
         self._draw = self._sampler(params)
         self._decoder = None
         if config.tokenizer.name != "pixels" or dict(config.tokenizer.fields):
-            weights = jax.device_put(loading.load_tokenizer(config), everywhere)
+            weights = jax.device_put(hosts.local(loading.load_tokenizer(config)), everywhere)
             self._decoder = partial(jax.jit(models.tokenizer(config).decode), weights)
 
     def __len__(self) -> int:
@@ -174,7 +177,8 @@ class Samples:
         """Images by their numbers, label i modulo the number of classes."""
         rows = NamedSharding(self._mesh, PartitionSpec("data"))
         for first in range(start, stop, size):
-            number, index = min(size, stop - first), first + np.arange(size)
+            # Every device draws equally many; what is beyond `number` is dropped.
+            number, index = min(size, stop - first), first + np.arange(-(-size // self._mesh.size) * self._mesh.size)
             with jax.set_mesh(self._mesh):
                 latents = np.asarray(self._draw(jax.device_put(index.astype(np.int32), rows)))
                 images = data.to_uint8(self._decode(latents, rows), self._rule)

@@ -2,13 +2,13 @@
 
 import importlib
 import json
-import shutil
 import time
 from collections.abc import Sequence
 
 import jax
 
 from jaxdrl.errors import Stopped
+from jaxdrl.training import checkpoints, distributed
 from jaxdrl.training.context import Run, Stage
 from jaxdrl.training.workdir import disk_errors, finish_stage, stage_result
 from jaxdrl.weights.files import write_atomically
@@ -31,7 +31,7 @@ def run_stages(run: Run, names: Sequence[str]) -> dict[str, dict]:
     results = {}
     for name in names:
         stage: Stage = importlib.import_module(f"jaxdrl.training.stages.{name}")  # type: ignore[assignment]
-        found = stage_result(run.workdir, name)
+        found = distributed.from_first(stage_result(run.workdir, name))
         if found is not None:
             print(f"{name}: done before, skipped", flush=True)
             results[name] = found
@@ -45,6 +45,7 @@ def run_stages(run: Run, names: Sequence[str]) -> dict[str, dict]:
 
 def _run(run: Run, stage: Stage) -> dict:
     folder = run.workdir / stage.name
+    run.heartbeat.at(stage.name, 0)
     folder.mkdir(parents=True, exist_ok=True)
     spent = folder / "seconds.json"
     before = json.loads(spent.read_text()) if spent.exists() else 0.0
@@ -54,10 +55,12 @@ def _run(run: Run, stage: Stage) -> dict:
         result = stage.run(run)
     finally:
         seconds = before + time.monotonic() - began
-        write_atomically(spent, json.dumps(round(seconds, 3)).encode())
+        if distributed.first():
+            write_atomically(spent, json.dumps(round(seconds, 3)).encode())
     run.writer.flush()
-    finish_stage(run.workdir, stage.name, result | {"seconds": round(seconds, 2)})
-    for checkpoints in folder.glob("checkpoints*"):
-        shutil.rmtree(checkpoints, ignore_errors=True)
+    if distributed.first():
+        finish_stage(run.workdir, stage.name, result | {"seconds": round(seconds, 2)})
+        checkpoints.clear(run.stage_folder(stage.name), run.keep)
+    distributed.wait_for(folder / "result.json")
     print(f"{stage.name}: done in {seconds:.0f} s", flush=True)
     return result | {"seconds": round(seconds, 2)}

@@ -17,20 +17,24 @@ from jaxdrl.weights.files import write_atomically
 class MetricWriter:
     """Writes the metrics of a run; `for_stage` gives a stage its own view."""
 
-    def __init__(self, workdir: Path, *, tensorboard: bool = False) -> None:
+    def __init__(self, workdir: Path, *, tensorboard: bool = False, writes: bool = True) -> None:
         """Opens `<workdir>/metrics.jsonl` for appending.
 
         Args:
             workdir: Of the run.
             tensorboard: Whether events go to `<workdir>/tensorboard` too.
+            writes: False in all processes of a run but one: nothing is opened or written.
 
         Raises:
             UserError: If tensorboard is asked for and tensorboardX is not installed.
         """
         self.path = workdir / "metrics.jsonl"
+        self._writes = writes
+        self._events: Any = None
+        if not writes:
+            return
         _drop(self.path, lambda line: False)
         self._file = self.path.open("a")
-        self._events: Any = None
         if tensorboard:
             try:
                 import tensorboardX
@@ -57,6 +61,8 @@ class MetricWriter:
             step: Of that stage.
             scalars: name -> number.
         """
+        if not self._writes:
+            return
         line = {"stage": stage, "step": int(step)} | {name: float(value) for name, value in scalars.items()}
         self._file.write(json.dumps(line) + "\n")
         for name, value in scalars.items():
@@ -70,12 +76,16 @@ class MetricWriter:
             stage: A name.
             step: The last one to keep.
         """
+        if not self._writes:
+            return
         self._file.close()
         _drop(self.path, lambda line: line["stage"] == stage and line["step"] > step)
         self._file = self.path.open("a")
 
     def flush(self) -> None:
         """Brings every line to the disk."""
+        if not self._writes:
+            return
         self._file.flush()
         os.fsync(self._file.fileno())
         if self._events is not None:
@@ -83,6 +93,8 @@ class MetricWriter:
 
     def close(self) -> None:
         """Flushes and closes."""
+        if not self._writes:
+            return
         self.flush()
         self._file.close()
         if self._events is not None:

@@ -13,7 +13,7 @@ from jaxdrl.errors import UserError
 from jaxdrl.rewards import class_confidence
 from jaxdrl.rewards import preference as preference_models
 from jaxdrl.rewards.preference import prompts
-from jaxdrl.training import loading, models, preference
+from jaxdrl.training import distributed, loading, models, preference
 from jaxdrl.training.batching import compiled
 from jaxdrl.training.context import Run
 from jaxdrl.training.randomness import stage_seed
@@ -74,20 +74,21 @@ def _preference(run: Run, label: str) -> PyTree:
     said = ", ".join(f"{name.replace('_', ' ')} {value:.3f}" for name, value in measured.items())
     print(f"posttrain: reward {label} learnt from choices: {said}", flush=True)
     path = run.workdir / "posttrain" / _FOLDER / f"{label}.json"
-    files.write_atomically(path, json.dumps(measured, indent=2).encode())
+    if distributed.first():
+        files.write_atomically(path, json.dumps(measured, indent=2).encode())
     return tree
 
 
 def _kept(run: Run, label: str, make) -> PyTree:
     path = run.workdir / "posttrain" / _FOLDER / f"{label}.safetensors"
-    if not path.exists():
+    if not distributed.from_first(path.exists()):
         _save(path, make(run, label))
     return jax.tree.map(jnp.asarray, files.load_tree(path))
 
 
 def _save(path: Path, tree: PyTree) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    files.save_tree(path, tree)
+    distributed.save_tree(path, tree)
 
 
 def _class_head(run: Run, label: str) -> PyTree:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from jaxdrl.errors import UserError
 from jaxdrl.weights.files import write_atomically
 
@@ -24,16 +26,40 @@ def open_workdir(path: Path, config: Any) -> None:
     Raises:
         UserError: If it holds a run of another config, or cannot be written.
     """
+    if "://" in str(path) or re.match(r"\w+:/", str(path)):
+        raise UserError(
+            f"--workdir={path}: a workdir is a folder; checkpoints may be in a bucket: --config.runtime.checkpoints.directory=gs://BUCKET/NAME"
+        )
     wanted = json.loads(config.to_json())
-    file = path / "config.json"
     with disk_errors(path):
         path.mkdir(parents=True, exist_ok=True)
+        if (path / "config.json").exists():
+            _check_same(path, read_config(path), wanted, "--workdir")
+        write_atomically(path / "config.json", json.dumps(wanted, indent=2).encode())
+
+
+def claim(directory: epath.Path, config: Any) -> None:
+    """Keeps runs of other configs out of a place of checkpoints outside the workdir.
+
+    Args:
+        directory: Made if missing.
+        config: As for `open_workdir`.
+
+    Raises:
+        UserError: If it holds checkpoints of another config, or cannot be written.
+    """
+    wanted, file = json.loads(config.to_json()), directory / "config.json"
+    with disk_errors(Path(directory)):
+        directory.mkdir(parents=True, exist_ok=True)
         if file.exists():
-            stored = read_config(path)
-            differing = _differences(_flat(stored), _flat(wanted))
-            if differing:
-                raise UserError(f"{path} holds a run of another config ({differing}); choose another --workdir")
-        write_atomically(file, json.dumps(wanted, indent=2).encode())
+            _check_same(directory, json.loads(file.read_text()), wanted, "config.runtime.checkpoints.directory")
+        file.write_text(json.dumps(wanted, indent=2))
+
+
+def _check_same(path: Any, stored: dict[str, Any], wanted: dict[str, Any], key: str) -> None:
+    differing = _differences(_flat(stored), _flat(wanted))
+    if differing:
+        raise UserError(f"{path} holds a run of another config ({differing}); choose another {key}")
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from jaxdrl.errors import UserError
 from jaxdrl.training import randomness, state
 from jaxdrl.training.batching import in_batches
-from jaxdrl.training.checkpoints import Checkpoints
+from jaxdrl.training.checkpoints import Checkpoints, Keep
 from jaxdrl.training.metrics import MetricWriter, read_metrics
 from jaxdrl.training.progress import Progress
 from jaxdrl.weights import files
@@ -36,7 +36,7 @@ def _same(one, two):
 
 
 def test_newest_whole_checkpoint_is_restored(tmp_path):
-    with Checkpoints(tmp_path, max_to_keep=2) as checkpoints:
+    with Checkpoints(tmp_path, keep=Keep(last=2)) as checkpoints:
         assert checkpoints.restore(_tree(0.0)) is None
         for step in (1, 2, 3):
             checkpoints.save(step, _tree(float(step)))

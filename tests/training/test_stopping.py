@@ -69,7 +69,9 @@ class _Images:
 
 def test_a_measurement_goes_on_where_it_was_stopped(tmp_path):
     network = Network(params={}, apply=lambda params, images, labels: {"mean": images.reshape(len(images), -1)})
-    space = Space(name="mean", spec=FeatureSpec(network="mean", fingerprint="", pooling="", size=0), network=network, output="mean")
+    space = Space(
+        name="mean", spec=FeatureSpec(network="mean", fingerprint="", pooling="", size=0), network=network, output="mean"
+    )
     source, answers = _Images(), iter([False, True])
     with pytest.raises(Stopped, match=r"24 of 40"):
         collect(source, [space], tmp_path, keep=["mean"], batch_size=8, stop=lambda: next(answers))
@@ -85,7 +87,9 @@ def test_terminated_in_every_stage_it_ends_with_75_and_goes_on(tiny_run, tmp_pat
     workdir, stopped, asked = tmp_path / "run", [], Stopping.requested
 
     def requested(self):
-        stage = max((path for path in workdir.iterdir() if path.is_dir() and path.name != "data"), key=os.path.getctime, default=None)
+        stage = max(
+            (path for path in workdir.iterdir() if path.is_dir() and path.name != "data"), key=os.path.getctime, default=None
+        )
         inside = stage is not None and not (stage / "result.json").exists() and not (stage / "seconds.json").exists()
         if inside and stage.name not in stopped:
             stopped.append(stage.name)

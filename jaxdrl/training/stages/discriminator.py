@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -24,11 +25,10 @@ from jaxdrl.config import Config
 from jaxdrl.data import feature_cache
 from jaxdrl.data.feature_cache import FeatureCache
 from jaxdrl.errors import Stopped, UserError
-from jaxdrl.evaluation import calibration, tilt
+from jaxdrl.evaluation import calibration, hosts, tilt
 from jaxdrl.rewards import discriminator
-from jaxdrl.training import compute, generation, loading, models
+from jaxdrl.training import compute, distributed, generation, loading, mesh, models
 from jaxdrl.training.batching import compiled, in_batches
-from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_key, stage_seed
@@ -84,7 +84,7 @@ def run(run: Run) -> dict:
     held_out = _held_out(run)
     final = _train(run, held_out)
     directory = run.workdir / name
-    files.save_tree(directory / "model.safetensors", final.best_head)
+    distributed.save_tree(directory / "model.safetensors", final.best_head)
     steps = int(final.step)
     drawn = settings.buffer_batches * settings.batch_size * -(-steps // _refresh_steps(config))
     fakes, reals = drawn + len(held_out.fake), drawn + len(held_out.real)
@@ -107,17 +107,26 @@ def run(run: Run) -> dict:
 def _train(run: Run, held_out: Pairs) -> State:
     config, settings = run.config, run.config.discriminator
     encoder_params = loading.load_encoder(config, run.workdir, "reward")
-    images, source = _images(run), data.open_split(config.data, data_directory(run), "train")
+    with distributed.alone():
+        images = _images(run)
+    source = data.open_split(config.data, data_directory(run), "train")
     cache = _cached(run, source, images)
     seed, flip = stage_seed(config.seed, "discriminator/data"), config.data.horizontal_flip
     # Mirrored like the generator's own data: or mirrored fakes would give themselves away.
-    reals = data.batches(source, batch_size=settings.batch_size, seed=seed, horizontal_flip=flip)
+    index, parts = _share(run)
+    reals = data.batches(
+        source,
+        batch_size=settings.batch_size // parts,
+        seed=seed,
+        process_index=index,
+        process_count=parts,
+        horizontal_flip=flip,
+    )
     train_steps, validate = _compiled(config)
     writer = run.writer.for_stage(name)
     key, pairs, held_refresh = stage_key(config.seed, name), None, -1
-    with Checkpoints(run.workdir / name / "checkpoints", config.runtime.checkpoint_seconds) as checkpoints:
-        restored = checkpoints.restore(_initial(config))
-        current = restored[1] if restored else _initial(config)
+    with run.checkpoints(name, "checkpoints") as checkpoints:
+        current = checkpoints.restored(_initial(config), run.mesh)
         step, waited = int(current.step), int(current.waited)
         writer.resume(step)
         progress = Progress(name, settings.steps, start=step, seconds=config.runtime.progress_seconds)
@@ -130,10 +139,19 @@ def _train(run: Run, held_out: Pairs) -> State:
             step, waited = int(current.step), int(current.waited)
             metrics = {k: float(v) for k, v in (trained | validated).items()}
             writer.write_scalars(step, metrics)
-            checkpoints.after(step, current, run.stopping, flush=writer.flush)
+            run.heartbeat.at(name, step)
+            checkpoints.after(step, current, run.stopping, metrics=metrics, flush=writer.flush)
             progress.update(step, loss=metrics["loss_validation"], accuracy=metrics["accuracy_validation"])
         checkpoints.wait()
-    return current
+    return jax.device_get(mesh.on_this_process(current, run.mesh))
+
+
+def _share(run: Run) -> tuple[int, int]:
+    """The part of a minibatch of real images that this process encodes: (i, n). Features in files need no sharing out."""
+    settings, processes = run.config.discriminator, jax.process_count()
+    if settings.cache_features or settings.batch_size % processes:
+        return 0, 1
+    return jax.process_index(), processes
 
 
 def _compiled(config: Config):
@@ -220,7 +238,9 @@ def _images(run: Run) -> Images:
 
     def fakes(num: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
         seed, steps = stage_seed(config.seed, f"discriminator/{purpose}"), config.discriminator.sampling_steps
-        return generation.generate(config, base, lambda part: encode(decode(part)), num=num, seed=seed, num_steps=steps)
+        draw = partial(generation.generate, config, base, lambda part: encode(decode(part)), seed=seed, num_steps=steps)
+        features, labels = distributed.shared_out(lambda first, count: draw(num=count, first=first), num)
+        return features, labels
 
     return Images(generation.reconstruction(config), encode, fakes)
 
@@ -234,11 +254,14 @@ def _fill(run: Run, images: Images, reals, cache: FeatureCache | None, refresh: 
         plan = {name: part.reshape(-1) for name, part in reals.plan(first, count).items()}
         features, labels = [cache.read(plan["index"], plan["turned"])], [plan["label"]]
     else:
+        whole = hosts.concatenate if _share(run)[1] > 1 else np.asarray
         for batch in itertools.islice(reals.stream(first), count):
-            real = images.real(batch["image"])
-            features.append(images.encode(real))
-            labels.append(batch["label"])
-            kept += [real] if settings.r1 > 0 else []
+            with distributed.alone():
+                real = images.real(batch["image"])
+                encoded = images.encode(real)
+            features.append(whole(encoded))
+            labels.append(whole(batch["label"]))
+            kept += [whole(real)] if settings.r1 > 0 else []
     fake, fake_labels = images.fakes(settings.buffer_batches * settings.batch_size, f"refresh{refresh}")
     real_images = jnp.asarray(np.concatenate(kept)) if kept else None
     found = map(jnp.asarray, (np.concatenate(features), np.concatenate(labels), fake, fake_labels))
@@ -262,10 +285,11 @@ def _cached(run: Run, source, images: Images) -> FeatureCache | None:
 
     def written(done: int) -> None:
         progress.update(done)
-        if run.stopping.requested():
+        if run.stopping.signalled:
             raise Stopped(f"features of {done} images are in {data_directory(run) / '.features' / name}")
 
-    return feature_cache.write(
+    write = partial(
+        feature_cache.write,
         data_directory(run) / ".features" / name,
         source,
         lambda part: images.encode(images.real(part)),
@@ -273,15 +297,19 @@ def _cached(run: Run, source, images: Images) -> FeatureCache | None:
         mirrored=mirrored,
         progress=written,
     )
+    with distributed.alone():
+        return distributed.in_turn(write)
 
 
 def _held_out(run: Run) -> Pairs:
     """Validation images, and as many fakes, at least 2000."""
     source = data.open_split(run.config.data, data_directory(run), "validation")
     real, labels = data.load_arrays(source, run.config.evaluate.max_real)
-    images = _images(run)
+    with distributed.alone():
+        images = _images(run)
     fake, fake_labels = images.fakes(max(len(real), min(2000, run.config.evaluate.num_samples)), "validation")
-    features = in_batches(lambda part: images.encode(images.real(data.to_float(part))), real)
+    encode = partial(in_batches, lambda part: images.encode(images.real(data.to_float(part))))
+    (features,) = distributed.shared_out(lambda first, count: (encode(real[first : first + count]),), len(real))
     return Pairs(*map(jnp.asarray, (features, labels, fake, fake_labels)), real_images=None)
 
 

@@ -14,10 +14,9 @@ from jaxdrl.algorithms import contrastive, self_distillation
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import classifier
-from jaxdrl.training import loading, mesh, models
+from jaxdrl.training import distributed, feeding, loading, mesh, models
 from jaxdrl.training import state as train_state
 from jaxdrl.training.batching import compiled
-from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_key, stage_seed
@@ -46,14 +45,14 @@ def run(run: Run) -> dict:
     for which in ("reward", "judge"):
         path = directory / f"{which}.safetensors"
         _check_weights(run.config, which)
-        if not path.exists() and not run.config.encoders[which].weights:
+        if not distributed.from_first(path.exists()) and not run.config.encoders[which].weights:
             params = (
                 train(run, which)
                 if run.config.pretrain.from_scratch
                 else assets.load(run.config.pretrain.shipped or run.config.name, which)
             )
             template = jax.eval_shape(models.encoder(run.config, which).init, jax.random.key(0))
-            files.save_tree(path, files.match(template, params, f"the {which} encoder"))
+            distributed.save_tree(path, files.match(template, params, f"the {which} encoder"))
         result[which] = _quality(run, which)
     return result
 
@@ -113,22 +112,33 @@ def train(run: Run, which: str) -> Any:
     source = data.open_split(config.data, data_directory(run), "train")
     seed = stage_seed(config.seed, f"encoders/{which}/data")
     flip = config.data.horizontal_flip
-    batches = data.batches(source, batch_size=settings.batch_size, seed=seed, balanced=False, horizontal_flip=flip)
+    index, parts = feeding.share(run.mesh, settings.batch_size)
+    batches = data.batches(
+        source,
+        batch_size=settings.batch_size // parts,
+        seed=seed,
+        balanced=False,
+        process_index=index,
+        process_count=parts,
+        horizontal_flip=flip,
+    )
     writer = run.writer.for_stage(f"encoders.{which}")
-    with Checkpoints(run.workdir / name / "checkpoints" / which, config.runtime.checkpoint_seconds) as checkpoints:
-        restored = checkpoints.restore(start)
-        carry = restored[1] if restored else mesh.place(start, run.mesh)
+    with run.checkpoints(name, "checkpoints", which) as checkpoints:
+        carry = checkpoints.restored(start, run.mesh)
         step = int(carry[0])
         writer.resume(step)
         progress = Progress(f"encoder {which}", settings.steps, start=step, seconds=config.runtime.progress_seconds)
         while step < settings.steps:
             count = min(CHUNK, settings.steps - step)
-            carry, losses = steps(carry, batches.stacked(step, count)["image"], keys[2])
+            images = feeding.place(batches.stacked(step, count)["image"], run.mesh, settings.batch_size)
+            carry, losses = steps(carry, images, keys[2])
             step += count
-            writer.write_scalars(step, {"loss": float(np.mean(losses))})
-            checkpoints.after(step, carry, run.stopping, flush=writer.flush)
-            progress.update(step, loss=float(np.mean(losses)))
-    return jax.device_get(objective.result(carry[1]))
+            metrics = {"loss": float(np.mean(losses))}
+            writer.write_scalars(step, metrics)
+            run.heartbeat.at(name, step)
+            checkpoints.after(step, carry, run.stopping, metrics=metrics, flush=writer.flush)
+            progress.update(step, **metrics)
+    return jax.device_get(mesh.on_this_process(objective.result(carry[1]), run.mesh))
 
 
 def _global_dim(network: encoders.Encoder) -> int:

@@ -19,13 +19,12 @@ from jaxdrl.evaluation import classifier, drift, frechet, memorisation, protocol
 from jaxdrl.evaluation.collect import Collected, ImageSource, collect
 from jaxdrl.evaluation.image_sources import Split
 from jaxdrl.evaluation.sampling import Guidance
-from jaxdrl.training import generation, loading, measuring, reward_weights
+from jaxdrl.training import distributed, generation, loading, measuring, reward_weights
 from jaxdrl.training.context import Run
 from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_seed
 from jaxdrl.training.workdir import data_directory, stage_result
-from jaxdrl.weights import files
 
 name = "evaluate"
 _SVM_SIDE = 32  # larger images are classified by their neighbours in the judge space
@@ -222,7 +221,8 @@ def _single_numbers(run: Run, sets: _Sets) -> dict[str, Any]:
     train, others = sets.real("train").features["pixels"], few(held_out.features["pixels"])
     means = {row: float(sets.logits(row).mean()) for row in sets.generated}
     means["data"] = float(held_out.features["logit"].mean())
-    energies = [line["control_energy"] for line in read_metrics(run.workdir) if line["stage"] == "posttrain"]
+    lines = distributed.from_first(read_metrics(run.workdir))
+    energies = [line["control_energy"] for line in lines if line["stage"] == "posttrain"]
     kl = float(np.mean(energies[-max(1, len(energies) // 8) :]))
     copied = {row: memorisation.copies(few(sets.features(row, "pixels")), train, others) for row in sets.generated}
     features = {"data": held_out.features.__getitem__} | {row: partial(sets.features, row) for row in sets.generated}
@@ -286,4 +286,4 @@ def _keep_for_report(run: Run, sets: _Sets) -> None:
     kept["logits_real"] = np.array(held_out.features["logit"][:, 0])
     for row in ("base", "tuned"):
         kept[f"logits_{row}"] = np.array(sets.logits(row))
-    files.save_tree(run.workdir / name / "report_arrays.safetensors", kept)
+    distributed.save_tree(run.workdir / name / "report_arrays.safetensors", kept)

@@ -5,6 +5,7 @@ passes of minibatch updates over them.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,14 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from jaxdrl.errors import UserError
-from jaxdrl.training import compute, guard, held_out, loading, mesh, methods, models, reward_weights
+from jaxdrl.training import bad_steps, compute, distributed, guard, held_out, loading, mesh, methods, models, reward_weights
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.methods import common, scoring
 from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_key
-from jaxdrl.weights import files
 
 name = "posttrain"
 
@@ -61,45 +61,20 @@ def run(run: Run) -> dict:
     frozen = mesh.place(frozen, run.mesh)
     step_fn = method.compile_step(config, settings, run.mesh)
     others = held_out.HeldOut(run, name, base) if options.guard.every else None
-    writer, key = run.writer.for_stage(name), stage_key(config.seed, name)
-    with Checkpoints(run.workdir / name / "checkpoints", config.runtime.checkpoint_seconds) as checkpoints:
-        saved = _restored(checkpoints, method.initial_state(config, base), run)
-        refresh = int(saved.state.refresh)
-        writer.resume(refresh)
-        seen = [line for line in read_metrics(run.workdir) if line["stage"] == name]
-        watch = guard.Guard(options.guard, seen, others and others.base)
-        progress = Progress(name, options.refreshes, unit="refresh", start=refresh, seconds=config.runtime.progress_seconds)
-        while refresh < options.refreshes and not watch.stops:
-            began = time.monotonic()
+    method_parts = _Parts(method, step_fn, frozen, others)
+    with run.checkpoints(name, "checkpoints") as checkpoints:
+        while True:
             try:
-                current, measured = step_fn(saved.state, frozen, key)
-            except scoring.RewardsFailed:
-                writer.flush()
-                if refresh not in checkpoints.steps():
-                    checkpoints.save(refresh, saved)
-                raise
-            metrics = scalars(jax.device_get(measured))
-            metrics["images_per_second"] = options.buffer_size / (time.monotonic() - began)
-            refresh += 1
-            _check_finite(metrics, refresh)
-            tuned = method.trained(config, current)
-            if others is not None and watch.due(refresh, last=refresh == options.refreshes):
-                metrics |= others.measure(method.weights(config, tuned, frozen))
-            writer.write_scalars(refresh, metrics)
-            wrong = watch.check(metrics)
-            if wrong is not None:
-                print(f"{name}: warning at refresh {refresh}: {wrong}", flush=True)
-            # Where held-out images are looked at, what has not been looked at is not known to be good.
-            if wrong is None and (others is None or "held_out_coverage" in metrics):
-                saved = Saved(current, _copy(tuned), jnp.int32(refresh))
-            else:
-                saved = saved._replace(state=current)
-            checkpoints.after(refresh, saved, run.stopping, flush=writer.flush)
-            progress.update(refresh, reward=metrics["reward_mean"], kl=metrics["control_energy"])
-        checkpoints.wait()
+                saved, refresh, watch = _refreshes(
+                    run, _restored(checkpoints, method.initial_state(config, base), run), method_parts, checkpoints
+                )
+            except bad_steps.GoBack:
+                continue
+            checkpoints.wait()
+            break
     stopped = _said(refresh, int(saved.good_refresh), watch)
     weights = mesh.on_this_process(method.weights(config, saved.good, frozen), run.mesh)
-    files.save_tree(run.workdir / name / "model.safetensors", jax.device_get(weights))
+    distributed.save_tree(run.workdir / name / "model.safetensors", jax.device_get(weights))
     return {
         "refreshes": refresh,
         "kept_refresh": int(saved.good_refresh),
@@ -111,6 +86,73 @@ def run(run: Run) -> dict:
     }
 
 
+class _Parts(NamedTuple):
+    """Of the loop: the method, its compiled step, what that reads, and what looks at held-out images."""
+
+    method: Any
+    step_fn: Callable[..., Any]
+    frozen: common.Frozen
+    others: held_out.HeldOut | None
+
+
+def _refreshes(run: Run, saved: Saved, parts: _Parts, checkpoints: Checkpoints) -> tuple[Saved, int, guard.Guard]:
+    """Tunes to the end, or until the guard stops it; returns the last state, how many refreshes it has had, and the guard."""
+    config, options, (method, step_fn, frozen, others) = run.config, run.config.posttrain, parts
+    writer, key, refresh = run.writer.for_stage(name), stage_key(config.seed, name), int(saved.state.refresh)
+    writer.resume(refresh)
+    bad = bad_steps.BadSteps(run, name, refresh)
+    seen = distributed.from_first([line for line in read_metrics(run.workdir) if line["stage"] == name])
+    watch = guard.Guard(options.guard, seen, others and others.base)
+    progress = Progress(name, options.refreshes, unit="refresh", start=refresh, seconds=config.runtime.progress_seconds)
+    while refresh < options.refreshes and not watch.stops:
+        began, drawn = time.monotonic(), bad.key(key)
+        before = _copy(saved.state) if bad.policy == "skip" else saved.state  # which the step donates
+        try:
+            current, measured = step_fn(saved.state, frozen, drawn)
+        except scoring.RewardsFailed:
+            writer.flush()
+            if refresh not in checkpoints.steps():
+                checkpoints.save(refresh, saved)
+            raise
+        metrics = scalars(jax.device_get(measured))
+        metrics["images_per_second"] = options.buffer_size / (time.monotonic() - began)
+        refresh += 1
+        run.heartbeat.at(name, refresh)
+        if _skipped(bad, refresh, metrics, drawn):
+            saved = saved._replace(state=before._replace(refresh=before.refresh + 1))
+            checkpoints.after(refresh, saved, run.stopping, flush=writer.flush)
+            continue
+        _check_rewards(metrics, refresh)
+        tuned = method.trained(config, current)
+        if others is not None and watch.due(refresh, last=refresh == options.refreshes):
+            metrics |= others.measure(method.weights(config, tuned, frozen))
+        writer.write_scalars(refresh, metrics)
+        wrong = watch.check(metrics)
+        if wrong is not None:
+            print(f"{name}: warning at refresh {refresh}: {wrong}", flush=True)
+        # Where held-out images are looked at, what has not been looked at is not known to be good.
+        if wrong is None and (others is None or "held_out_coverage" in metrics):
+            saved = Saved(current, _copy(tuned), mesh.place(jnp.int32(refresh), run.mesh))
+        else:
+            saved = saved._replace(state=current)
+        checkpoints.after(refresh, saved, run.stopping, metrics=metrics, flush=writer.flush)
+        progress.update(refresh, reward=metrics["reward_mean"], kl=metrics["control_energy"])
+    return saved, refresh, watch
+
+
+def _skipped(bad: bad_steps.BadSteps, refresh: int, metrics: dict[str, float], key) -> bool:
+    """Whether a refresh was bad and does not count; a good one counts for the median."""
+    watched = [metrics[metric] for metric in ("loss", "policy_loss", "reward_mean") if metric in metrics]
+    norm = metrics.get("gradient_norm", 0.0)
+    wrong = bad.judge(sum(watched), norm)
+    if not wrong:
+        bad.seen(norm)
+        return False
+    numbers = {metric: value for metric, value in metrics.items() if metric != "images_per_second"}
+    bad.found(refresh, wrong, numbers, {"key": jax.random.key_data(key), "refresh": refresh - 1})
+    return True
+
+
 # A copy, since the state is donated to the next step.
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
@@ -119,10 +161,7 @@ def _restored(checkpoints: Checkpoints, start: Any, run: Run) -> Saved:
     """The newest checkpoint, or the start, laid out over the devices."""
     method = methods.of(run.config)
     first = Saved(start, _copy(method.trained(run.config, start)), jnp.int32(0))
-    where = mesh.shardings(first, run.mesh)
-    template = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), first, where)
-    restored = checkpoints.restore(template)
-    return restored[1] if restored else mesh.place(first, run.mesh)
+    return checkpoints.restored(first, run.mesh)
 
 
 def _said(refresh: int, kept: int, watch: guard.Guard) -> str:
@@ -156,14 +195,7 @@ def scalars(metrics: dict) -> dict[str, float]:
     return flat
 
 
-def _check_finite(metrics: dict[str, float], refresh: int) -> None:
-    watched = [metric for metric in ("loss", "policy_loss", "reward_mean") if metric in metrics]
-    bad = [metric for metric in watched if metrics[metric] - metrics[metric] != 0]
-    if bad:
-        raise UserError(
-            f"posttrain: {', '.join(bad)} is not finite at refresh {refresh}; "
-            "lower config.posttrain.learning_rate or config.posttrain.reward_scale (the last checkpoint is kept)"
-        )
+def _check_rewards(metrics: dict[str, float], refresh: int) -> None:
     prefix = "reward_not_finite/"
     lost = {metric.removeprefix(prefix) for metric, value in metrics.items() if metric.startswith(prefix) and value >= 1}
     if lost and all(value >= 1 for metric, value in metrics.items() if metric.startswith("missing_share/")):

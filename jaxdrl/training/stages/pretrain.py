@@ -9,18 +9,22 @@ it is what a longer pretraining would have given, and it is not held back by a r
 branch come on top of its budget. Without a branch (`decay_steps` = 0) the base is the trunk's average.
 """
 
+import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
 from jaxdrl import data
 from jaxdrl.algorithms import flow_matching, representation_alignment
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.training import compute, generation, loading, mesh, models, plateau, state
-from jaxdrl.training.checkpoints import Checkpoints
+from jaxdrl.training import bad_steps, compute, distributed, feeding, generation, loading, mesh, models, plateau, state
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_key
@@ -55,8 +59,8 @@ def run(run: Run) -> dict:
         what = f"the shipped base of {shipped}"
         trunk = files.match(template, assets.load(shipped, "state"), what)
         base = files.match(template.params, assets.load(shipped, "base"), what)
-        files.save_tree(directory / "state.safetensors", trunk)
-    files.save_tree(directory / "model.safetensors", base)
+        distributed.save_tree(directory / "state.safetensors", trunk)
+    distributed.save_tree(directory / "model.safetensors", base)
     return {
         "from_scratch": bool(config.pretrain.from_scratch),
         "steps": config.pretrain.steps + config.pretrain.decay_steps,
@@ -105,7 +109,8 @@ def run_longer(run: Run) -> dict:
     start = files.load_tree(run.workdir / name / "state.safetensors", initial_state(config))
     directory = run.workdir / "longer"
     directory.mkdir(parents=True, exist_ok=True)
-    files.save_tree(directory / "model.safetensors", _trunk_and_branch(run, "longer", start, int(start.step), extra, curve=False))
+    average = _trunk_and_branch(run, "longer", start, int(start.step), extra, curve=False)
+    distributed.save_tree(directory / "model.safetensors", average)
     return {"steps": extra, "flops": spent, "total_steps": int(start.step) + extra + config.pretrain.decay_steps}
 
 
@@ -125,11 +130,11 @@ def initial_state(config: Config) -> state.TrainState:
 def _trunk_and_branch(run: Run, stage: str, start: state.TrainState, first: int, count: int, *, curve: bool) -> PyTree:
     """Trains the trunk from step `first` for `count` steps and the branch at its end; returns the branch's average."""
     path, decay_steps = run.workdir / stage / "state.safetensors", run.config.pretrain.decay_steps
-    if path.exists():
+    if distributed.from_first(path.exists()):
         trunk = files.load_tree(path, start)
     else:
         trunk = train(run, stage, start, first, count, curve=curve)
-        files.save_tree(path, trunk)
+        distributed.save_tree(path, trunk)
     if decay_steps == 0:
         return trunk.ema
     return train(run, stage, trunk, first + count, decay_steps, curve=curve, decay=True).ema
@@ -153,35 +158,80 @@ def train(
         The final state.
     """
     config = run.config
-    source = data.open_split(config.data, data_directory(run), "train")
-    batches = data.batches(
-        source, batch_size=config.pretrain.batch_size, seed=config.seed, horizontal_flip=config.data.horizontal_flip
-    )
-    measure = plateau.measure(run) if curve else None
-    key, chunk = stage_key(config.seed, "pretrain"), _chunk(config)
     frozen = mesh.place((loading.load_tokenizer(config), loading.load_alignment(config)), run.mesh)
     step_fn = _compiled(run, _optimizer(config, (first, first + count) if decay else None))
+    measure = plateau.measure(run) if curve else None
+    parts = _Parts(lambda *arguments: step_fn(arguments[0], frozen, *arguments[1:]), _batches(run), measure)
     folder, shown = ("checkpoints_decay", f"{stage} decay") if decay else ("checkpoints", stage)
-    with Checkpoints(run.workdir / stage / folder, config.runtime.checkpoint_seconds) as checkpoints:
-        restored = checkpoints.restore(start)
-        current = restored[1] if restored else mesh.place(start, run.mesh)
-        step = int(current.step)
-        writer = run.writer.for_stage(stage)
-        writer.resume(step)
-        progress = Progress(shown, count, start=step - first, seconds=config.runtime.progress_seconds)
-        stream = batches.stream(step, chunk)
-        while step < first + count:
-            batch = next(stream)
-            current, losses = step_fn(current, frozen, batch["image"], batch["label"], key)
-            step += chunk
-            loss = float(np.mean(losses))
-            writer.write_scalars(step, {"loss": loss})
-            if measure and step % config.pretrain.curve_every == 0:
-                writer.write_scalars(step, measure(current.ema))
-            checkpoints.after(step, current, run.stopping, flush=writer.flush)
-            progress.update(step - first, loss=loss)
-        checkpoints.wait()
-    return jax.device_get(current)
+    with run.checkpoints(stage, folder) as checkpoints:
+        while True:
+            current = checkpoints.restored(start, run.mesh)
+            step = int(current.step)
+            progress = Progress(shown, count, start=step - first, seconds=config.runtime.progress_seconds)
+            try:
+                current = _steps(run, stage, current, (first, first + count), parts, checkpoints, progress)
+            except bad_steps.GoBack:
+                continue
+            checkpoints.wait()
+            return jax.device_get(mesh.on_this_process(current, run.mesh))
+
+
+class _Parts(NamedTuple):
+    """Of a training loop: the compiled steps, the batches, and what is measured now and then."""
+
+    step_fn: Callable[..., Any]
+    batches: data.Batches
+    measure: Callable[[PyTree], dict[str, float]] | None
+
+
+def _steps(run: Run, stage: str, current, span: tuple[int, int], parts: _Parts, checkpoints, progress) -> state.TrainState:
+    """Trains to the end of the span, from where the state is."""
+    config, (first, last), step = run.config, span, int(current.step)
+    key, chunk, size = stage_key(config.seed, "pretrain"), _chunk(config), config.pretrain.batch_size
+    writer = run.writer.for_stage(stage)
+    writer.resume(step)
+    bad, stream = bad_steps.BadSteps(run, stage, step), parts.batches.stream(step, chunk)
+    while step < last:
+        batch = next(stream)
+        images, labels = (feeding.place(batch[part], run.mesh, size) for part in ("image", "label"))
+        current, found = parts.step_fn(current, images, labels, bad.key(key), np.float32(bad.limit))
+        metrics = _judged(bad, step, {name: np.asarray(values) for name, values in found.items()}, batch)
+        step += chunk
+        if metrics:
+            bad.seen(metrics["gradient_norm"])
+            writer.write_scalars(step, metrics)
+        if parts.measure and step % config.pretrain.curve_every == 0:
+            distances = parts.measure(mesh.on_this_process(current.ema, run.mesh))
+            writer.write_scalars(step, distances)
+            metrics |= distances
+        run.heartbeat.at(stage, step)
+        checkpoints.after(step, current, run.stopping, metrics=metrics, flush=writer.flush)
+        progress.update(step - first, **{name: metrics[name] for name in ("loss",) if name in metrics})
+    return current
+
+
+def _judged(bad: bad_steps.BadSteps, step: int, found: dict[str, np.ndarray], batch: dict[str, np.ndarray]) -> dict[str, float]:
+    """Writes down which of the steps behind `step` were bad; returns the metrics of the others."""
+    for offset in np.flatnonzero(found["bad"]):
+        numbers = {name: float(found[name][offset]) for name in ("loss", "gradient_norm")}
+        wrong = bad.judge(numbers["loss"], numbers["gradient_norm"])
+        bad.found(step + int(offset) + 1, wrong, numbers, {name: part[offset] for name, part in batch.items()})
+    good = ~found["bad"]
+    return {name: float(np.mean(found[name][good])) for name in ("loss", "gradient_norm")} if good.any() else {}
+
+
+def _batches(run: Run) -> data.Batches:
+    """This process's share of the global batches."""
+    config = run.config
+    index, parts = feeding.share(run.mesh, config.pretrain.batch_size)
+    return data.batches(
+        data.open_split(config.data, data_directory(run), "train"),
+        batch_size=config.pretrain.batch_size // parts,
+        seed=config.seed,
+        process_index=index,
+        process_count=parts,
+        horizontal_flip=config.data.horizontal_flip,
+    )
 
 
 def _chunk(config: Config) -> int:
@@ -206,18 +256,24 @@ def _optimizer(config: Config, decay: tuple[int, int] | None = None):
 
 
 def _compiled(run: Run, optimizer):
-    """Compiles `chunk` training steps: (state, frozen, images [n, b, ...], labels [n, b], key) -> (state, losses [n])."""
+    """Compiles `chunk` training steps: (state, frozen, images [n, b, ...], labels [n, b], key, limit of the gradient's norm) -> (state, numbers [n]).
+
+    A bad step, see `training/bad_steps.py`, changes nothing but the counter.
+    """
     objective, decay = _objective(run.config), run.config.pretrain.ema_decay
 
-    def step(current, frozen, batch, key):
+    def step(current, frozen, batch, key, limit):
         images, labels = (mesh.constrain_batch(part, run.mesh) for part in batch)
         key = jax.random.fold_in(key, current.step)
         loss, grads = jax.value_and_grad(objective)(current.params, frozen, images, labels, key)
-        return state.apply_gradients(current, grads, optimizer, decay), loss
+        updated, norm = state.apply_gradients(current, grads, optimizer, decay), optax.tree.norm(grads)
+        bad = ~jnp.isfinite(loss) | ~jnp.isfinite(norm) | (norm > limit)
+        kept = jax.tree.map(lambda new, old: jnp.where(bad, old, new), updated, current)
+        return dataclasses.replace(kept, step=updated.step), {"loss": loss, "gradient_norm": norm, "bad": bad}
 
     @jax.jit
-    def steps(current, frozen, images, labels, key):
-        return jax.lax.scan(lambda carry, batch: step(carry, frozen, batch, key), current, (images, labels))
+    def steps(current, frozen, images, labels, key, limit):
+        return jax.lax.scan(lambda carry, batch: step(carry, frozen, batch, key, limit), current, (images, labels))
 
     return steps
 

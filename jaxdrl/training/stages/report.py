@@ -1,6 +1,7 @@
 """The last stage: `report.json` and `report.html`, from the results in the workdir."""
 
 from jaxdrl.report import build
+from jaxdrl.training import distributed
 from jaxdrl.training.context import Run
 
 name = "report"
@@ -16,4 +17,4 @@ def run(run: Run) -> dict:
         The paths, relative to the workdir.
     """
     run.writer.flush()
-    return build.write(run.workdir)
+    return distributed.from_first(distributed.on_first(lambda: build.write(run.workdir)))
