@@ -72,13 +72,20 @@ class Checkpoints:
     Results never depend on when a checkpoint was made: all randomness is a function of the step.
     """
 
-    def __init__(self, directory: Path | epath.Path, seconds: float = 30.0, keep: Keep = Keep()) -> None:
+    def __init__(
+        self,
+        directory: Path | epath.Path,
+        seconds: float = 30.0,
+        keep: Keep = Keep(),  # noqa: B008
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         """Opens a folder of checkpoints.
 
         Args:
             directory: Made if missing; `gs://` too.
             seconds: Least time between two saves of `after`.
             keep: Which steps are not deleted.
+            clock: For tests.
         """
         import orbax.checkpoint as ocp
 
@@ -86,7 +93,7 @@ class Checkpoints:
         absl_logging.set_verbosity(absl_logging.WARNING)
         self._directory = place(directory)
         self._directory.mkdir(parents=True, exist_ok=True)
-        self._seconds, self._keep = seconds, keep
+        self._seconds, self._keep, self._clock = seconds, keep, clock
         self._last, self._pending, self._metrics = time.monotonic(), None, {}
         self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._arguments = ocp.args
@@ -157,7 +164,7 @@ class Checkpoints:
         if self._pending is None:
             return
         if distributed.first():
-            found = {"sha256": _checksums(self._directory / str(self._pending)), "time": time.time(), "metrics": self._metrics}
+            found = {"sha256": _checksums(self._directory / str(self._pending)), "time": self._clock(), "metrics": self._metrics}
             _write(self._manifest(self._pending), json.dumps(found, indent=1).encode())
             retire(self._directory, self._keep)
         self._pending = None
@@ -286,7 +293,7 @@ def retire(directory: epath.Path, keep: Keep, last: int | None = None) -> None:
         last: In place of `keep.last`; 0 when the stage is finished.
     """
     known = manifests(directory)
-    kept, since = set(list(known)[len(known) - (keep.last if last is None else last) :]), -math.inf
+    kept, since = set(list(known)[max(0, len(known) - (keep.last if last is None else last)) :]), -math.inf
     for step, found in known.items():
         if keep.every_hours and found["time"] - since >= 3600 * keep.every_hours:
             kept, since = kept | {step}, found["time"]

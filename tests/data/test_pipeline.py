@@ -79,6 +79,22 @@ def test_shards_are_disjoint_within_an_epoch():
     assert sorted(np.concatenate(shards, axis=None)) == list(range(18))
 
 
+@pytest.mark.parametrize("balanced", [True, False])
+def test_resumed_on_another_number_of_processes(balanced):
+    """An epoch begun by four processes, gone on with by one, then by two: the same global order, every example once."""
+    source, order = make((16, 16, 16)), []
+    for number, processes in enumerate((4, 1, 2)):
+        parts = [
+            data.batches(
+                source, batch_size=16 // processes, seed=3, balanced=balanced, process_index=process, process_count=processes
+            ).at(number)["index"]
+            for process in range(processes)
+        ]
+        order += np.concatenate(parts).tolist()
+    whole = data.batches(source, batch_size=16, seed=3, balanced=balanced).stacked(0, 3)["index"].ravel().tolist()
+    assert order == whole and sorted(order) == list(range(48))
+
+
 def test_labels_are_balanced():
     batches = data.batches(make((3, 40, 11)), batch_size=30, seed=0)
     for number in (0, 1, 1000):

@@ -15,12 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxdrl import cli
 from jaxdrl.errors import UserError
-from jaxdrl.training import randomness, state
+from jaxdrl.training import checkpoints as checkpoints_module
+from jaxdrl.training import mesh, randomness, state, workdir
 from jaxdrl.training.batching import in_batches
 from jaxdrl.training.checkpoints import Checkpoints, Keep
+from jaxdrl.training.context import Run
 from jaxdrl.training.metrics import MetricWriter, read_metrics
 from jaxdrl.training.progress import Progress
+from jaxdrl.training.stopping import Stopping
 from jaxdrl.weights import files
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,6 +49,74 @@ def test_newest_whole_checkpoint_is_restored(tmp_path):
         step, restored = checkpoints.restore(_tree(0.0))
     assert step == 3
     _same(restored, _tree(3.0))
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        ({"last": 1}, [6]),
+        ({"last": 3}, [4, 5, 6]),
+        ({"last": 1, "every_hours": 1.0}, [1, 3, 5, 6]),  # a save every 36 minutes
+        ({"last": 1, "best": "fid"}, [2, 6]),
+        ({"last": 1, "best": "-fid"}, [4, 6]),
+        ({"last": 1, "best": "none"}, [6]),
+    ],
+)
+def test_checkpoints_are_kept_by_policy(keep, kept, tmp_path):
+    now = [1000.0]
+    keep = Keep(**keep)
+    with Checkpoints(tmp_path / "checkpoints", keep=keep, clock=lambda: now[0]) as checkpoints:
+        for step, fid in enumerate((3.0, 9.0, float("nan"), 1.0, 2.0, 4.0), 1):
+            now[0] += 2160.0
+            checkpoints.save(step, {"a": jnp.full(3, float(step))}, {"fid": fid})
+        checkpoints.wait()
+        assert checkpoints.steps() == kept
+        step, restored = checkpoints.restore({"a": jnp.zeros(3)})
+        assert step == 6
+        np.testing.assert_array_equal(restored["a"], np.full(3, 6.0))
+    checkpoints_module.clear(tmp_path, keep)
+    if keep.every_hours or keep.best:  # what was only the newest goes when the stage is finished
+        assert checkpoints_module.steps(checkpoints_module.place(tmp_path / "checkpoints")) == kept[:-1]
+    else:
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_better_step_is_saved_whenever_it_comes(tmp_path):
+    stopping = Stopping()
+    for first in (1, 5):  # the second time, the best so far is read from the folder
+        with Checkpoints(tmp_path, seconds=1e9, keep=Keep(last=9, best="coverage")) as checkpoints:
+            for step, coverage in enumerate((0.5, 0.4, 0.7, 0.6), first):
+                checkpoints.after(step, {"a": jnp.ones(3)}, stopping, metrics={"coverage": coverage})
+            checkpoints.after(first + 4, {"a": jnp.ones(3)}, stopping)
+            checkpoints.wait()
+            assert checkpoints.steps() == [1, 3]
+
+
+def test_policies_out_of_range():
+    for wrong in ({"last": 0}, {"every_hours": -1.0}):
+        with pytest.raises(UserError, match=r"config\.runtime\.checkpoints"):
+            Keep(**wrong)
+
+
+def test_checkpoints_may_lie_elsewhere_but_not_on_those_of_another_run(tmp_path, capsys):
+    command = [
+        f"--config={ROOT}/configs/drl_digits.py:tiny",
+        "--config.pretrain.from_scratch=false",
+        "--config.pretrain.shipped=drl_digits",
+    ]
+    place = f"--config.runtime.checkpoints.directory={tmp_path / 'far'}"
+    config = cli._load(f"{ROOT}/configs/drl_digits.py:tiny")
+    config.runtime.checkpoints.directory = str(tmp_path / "far")
+    run = Run(config=config, workdir=tmp_path / "run", mesh=mesh.create_mesh(), writer=MetricWriter(tmp_path))
+    with run.checkpoints("pretrain", "checkpoints") as checkpoints:
+        checkpoints.save(1, {"a": jnp.ones(3)})
+    assert (tmp_path / "far/pretrain/checkpoints/1").is_dir() and not (tmp_path / "run").exists()
+    workdir.claim(checkpoints_module.place(tmp_path / "far"), config)
+    workdir.claim(checkpoints_module.place(tmp_path / "far"), config)
+    assert cli.main(["pretrain", *command, place, f"--workdir={tmp_path / 'other'}", "--config.seed=5"]) == 2
+    assert "config.seed is 0 there and 5 here" in capsys.readouterr().err
+    assert cli.main(["pretrain", *command, "--workdir=gs://bucket/run"]) == 2
+    assert "config.runtime.checkpoints.directory=gs://" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "no_manifest", "empty"])

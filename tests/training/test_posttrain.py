@@ -24,6 +24,7 @@ from jaxdrl.training import generation, held_out, mesh, models, workdir
 from jaxdrl.training.context import Run
 from jaxdrl.training.methods import scoring
 from jaxdrl.training.metrics import MetricWriter, read_metrics
+from jaxdrl.training.randomness import stage_key
 from jaxdrl.training.stages import posttrain
 from jaxdrl.weights import files
 
@@ -115,7 +116,7 @@ def test_interrupted_anywhere_the_last_good_weights_are_kept(script, tmp_path, m
         with pytest.raises(KeyboardInterrupt):
             _run(config, cut)
     with monkeypatch.context() as late, pytest.raises(KeyboardInterrupt):  # the run has ended, its weights are not written
-        late.setattr(posttrain.files, "save_tree", _interrupt)
+        late.setattr(posttrain.distributed, "save_tree", _interrupt)
         _run(config, cut)
     assert _run(config, cut) == whole
     np.testing.assert_array_equal(_kept(cut), _kept(tmp_path / "whole"))
@@ -341,3 +342,53 @@ def test_a_masked_reward_leaves_the_others_to_learn_from(rule, tmp_path, monkeyp
     with pytest.raises(UserError, match="before learning from refresh 2"):  # it still fails: told so at once
         calls.pop()
         _run(config, tmp_path / "again")
+
+
+def _draws(config, refreshes, key=None):
+    """What the scripted method has learnt after some refreshes, by hand."""
+    key = stage_key(config.seed, "posttrain") if key is None else key
+    return sum(jax.random.normal(jax.random.fold_in(key, refresh), (3,)) for refresh in refreshes)
+
+
+BAD = {"reward_mean": float("nan"), "gradient_norm": 1.0}
+
+
+def test_a_bad_refresh_is_skipped_as_if_it_had_not_been(tmp_path, monkeypatch, capsys):
+    config = _config(refreshes=6)
+    config.runtime.on_bad_step = "skip"
+    monkeypatch.setattr(posttrain.methods, "of", lambda config: _method({3: BAD}))
+    result = _run(config, _place(tmp_path))
+    assert result["refreshes"] == 6 and result["kept_refresh"] == 6
+    np.testing.assert_allclose(_kept(tmp_path), _draws(config, (1, 2, 4, 5, 6)), rtol=1e-6)
+    lines = [(line["stage"], line["step"]) for line in read_metrics(tmp_path)]
+    assert ("posttrain", 3) not in lines and ("posttrain.bad", 3) in lines and ("posttrain", 4) in lines
+    assert "step 3: the loss is nan" in capsys.readouterr().out
+    kept = np.load(tmp_path / "posttrain/bad_step_3.npz")
+    np.testing.assert_array_equal(kept["key"], jax.random.key_data(stage_key(config.seed, "posttrain")))
+    assert kept["refresh"] == 2 and np.isnan(kept["reward_mean"])
+
+
+def test_a_bad_refresh_is_rolled_back_and_drawn_anew(tmp_path, monkeypatch):
+    config, script = _config(refreshes=5), {4: BAD}
+    config.runtime.on_bad_step = "rollback"
+    made = _method(script)
+    step = made.compile_step(config, None, None)
+    monkeypatch.setattr(
+        made, "compile_step", lambda *_: lambda *given: (step(*given), script.pop(int(given[0].refresh) + 1, 0))[0]
+    )
+    monkeypatch.setattr(posttrain.methods, "of", lambda config: made)
+    assert _run(config, _place(tmp_path))["refreshes"] == 5
+    key = stage_key(config.seed, "posttrain")
+    expected = _draws(config, (1, 2, 3)) + _draws(config, (4, 5), jax.random.fold_in(key, 2**32 - 1))
+    np.testing.assert_allclose(_kept(tmp_path), expected, rtol=1e-6)
+    assert [line["step"] for line in read_metrics(tmp_path) if line["stage"] == "posttrain"] == [1, 2, 3, 4, 5]
+
+
+def test_a_bad_refresh_stops_the_run_and_the_command_goes_on_with_another_policy(tmp_path, monkeypatch):
+    config = _config(refreshes=6)
+    monkeypatch.setattr(posttrain.methods, "of", lambda config: _method({3: BAD}))
+    with pytest.raises(UserError, match="posttrain: step 3: the loss is nan"):
+        _run(config, _place(tmp_path))
+    config.runtime.on_bad_step = "skip"
+    _run(config, tmp_path)
+    np.testing.assert_allclose(_kept(tmp_path), _draws(config, (1, 2, 4, 5, 6)), rtol=1e-6)
