@@ -287,7 +287,11 @@ def _run(command: str, values: flags.FlagValues, config: Config) -> int:
         distributed.check_shared(path)
         last = ORDER[-1] if command == "run" else command
         writer = MetricWriter(path, tensorboard=config.runtime.tensorboard, writes=distributed.first())
-        devices, stopping, heartbeat = mesh.create_mesh(**config.mesh), Stopping(), Heartbeat()
+        devices, stopping, heartbeat = (
+            mesh.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
+            Stopping(),
+            Heartbeat(),
+        )
         run = Run(config=config.lock(), workdir=path, mesh=devices, writer=writer, stopping=stopping, heartbeat=heartbeat)
         number, count, patience = jax.process_index(), jax.process_count(), config.runtime.heartbeat_seconds
         try:

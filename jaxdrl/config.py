@@ -30,7 +30,7 @@ def default() -> Config:
     config.preference = _preference()
     config.posttrain = _posttrain()
     config.evaluate = _evaluate()
-    config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.mesh = _mesh()
     # How a run is carried out, never what it computes: these may differ between two calls on one workdir.
     config.runtime = _runtime()
     return config.lock()
@@ -56,6 +56,18 @@ def _runtime() -> Config:
             "distributed": "off",  # off | auto (asks Cloud TPU, Slurm, Open MPI or Kubernetes) | HOST:PORT of process 0
             "num_processes": -1,  # with HOST:PORT
             "process_index": -1,  # with HOST:PORT, from 0; each process has its own
+        }
+    )
+
+
+def _mesh() -> Config:
+    return ml_collections.ConfigDict(
+        {
+            "data": -1,  # -1: what the others leave
+            "fsdp": 1,  # weights, gradients, optimizer and batch are cut over it
+            "tensor": 1,  # heads and hidden layers are cut over it
+            "frozen": "like_trained",  # where the frozen networks lie: like_trained | fsdp | replicated
+            "frozen_dtype": "float32",  # of the kernels of frozen networks that compute in bfloat16: float32 | bfloat16
         }
     )
 
@@ -142,9 +154,9 @@ def _backbone() -> Config:
             "mlp_ratio": 4.0,
             "frequency_dim": 64,  # of the time embedding
             "dtype": "float32",  # of the matmuls
-            "remat": "none",  # what the backward pass computes again: none | full | dots | offload
+            "remat": "none",  # what the backward pass computes again: none | full | dots | dots_no_batch | offload
             "scan_layers": False,  # one compiled block for all: large networks compile in seconds
-            "attention": "auto",  # auto | einsum | xla | cudnn
+            "attention": "auto",  # auto | einsum | xla | cudnn | splash
             "spectral": "none",  # SpectralDiT's gate: none | timestep | timestep+label | static
             "gate_scale": 1.0,
         }
@@ -236,6 +248,11 @@ def _posttrain() -> Config:
             "outlier_cap": 5.0,
             "buffer_size": 2304,  # trajectories a refresh
             "rollout_batch": 0,  # trajectories rolled out at a time; 0: all of the buffer
+            "reward_batch": 0,  # of these, samples decoded and rewarded at a time; 0: all
+            # Of adjoint_matching, see training/methods/buffers.py and docs/memory.md.
+            "buffer_dtype": "float32",  # of the states that are kept, never of the targets: float32 | bfloat16
+            "buffer_memory": "device",  # device | pinned_host
+            "shuffle_block": 1,  # trajectories that stay together in all minibatches of a refresh
             "refreshes": 100,
             "epochs": 5,  # over the buffer
             "batch_size": 576,  # trajectories a gradient step

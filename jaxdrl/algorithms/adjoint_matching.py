@@ -83,6 +83,8 @@ class Settings:
         outlier_decay: rho of (6).
         outlier_cap: c of (6).
         reward_weights: c of (8), one a reward, where there are several: of their sum, and of the norms in (6).
+        states_dtype: Of X_k in the buffer, "float32" or "bfloat16". The trajectory is integrated in float32; v_theta, v_base and its
+            linearisation are evaluated at X_k as it is kept, so that (5) holds exactly where it is learnt.
     """
 
     schedule: Schedule
@@ -95,13 +97,14 @@ class Settings:
     outlier_decay: float = 0.9
     outlier_cap: float = 5.0
     reward_weights: tuple[float, ...] = (1.0,)
+    states_dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class Buffer(NamedTuple):
     """Trajectories of the current model, ready for regression; every array is a constant of the loss.
 
     Attributes:
-        states: X_0 .. X_{K-1}, float32 [batch, K, ...].
+        states: X_0 .. X_{K-1}, [batch, K, ...], of `Settings.states_dtype`.
         targets: T_0 .. T_{K-1} of (5), float32 [batch, K, ...]; bfloat16 would lose half of the last step's correction.
         labels: The condition, int32 [batch].
         rewards: What each reward gave, NaN where it does not apply; None for one reward.
@@ -119,7 +122,7 @@ class PerRewardBuffer(NamedTuple):
     """As `Buffer`, with what a weighting found later needs.
 
     Attributes:
-        states: X_0 .. X_{K-1}, float32 [batch, K, ...].
+        states: X_0 .. X_{K-1}, [batch, K, ...], of `Settings.states_dtype`.
         base: v_base(X_0, t_0) .. v_base(X_{K-1}, t_{K-1}), float32 [batch, K, ...].
         adjoints: A^i_0 .. A^i_{K-1} of (7), float32 [batch, m, K, ...].
         labels: The condition, int32 [batch].
@@ -164,14 +167,17 @@ def collect(
         `adjoint_norm` [K] (mean norm of A_k), `state_norm` [K] and `reward_gradient_norm`.
     """
     schedule = settings.schedule
-    states, velocities = rollout(lambda x, t: velocity(params, x, t, labels), noise, key, schedule)
+    states, velocities = rollout(lambda x, t: velocity(params, _kept(x, settings), t, labels), noise, key, schedule)
+    states = jnp.concatenate([_kept(states[:-1], settings), states[-1:]]) if settings.states_dtype != "float32" else states
     rewards, pullback, each = jax.vjp(lambda x: _summed(reward(x, labels), settings), states[-1], has_aux=True)
     gradient = pullback(jnp.ones_like(rewards))[0]
     terminal = -settings.reward_scale * gradient  # (2)
     adjoints, base = lean_adjoint(lambda x, t: velocity(base_params, x, t, labels), states, terminal, schedule)
     gain = _per_step(schedule.gain, states[:-1])
     targets = base - 0.5 * gain**2 * adjoints  # (5)
-    buffer = Buffer(_batch_first(states[:-1]), _batch_first(targets), labels, jax.lax.stop_gradient(each))
+    buffer = Buffer(
+        _batch_first(states[:-1].astype(settings.states_dtype)), _batch_first(targets), labels, jax.lax.stop_gradient(each)
+    )
     return buffer, _collected(states, velocities, base, adjoints, rewards, gradient, settings)
 
 
@@ -201,7 +207,8 @@ def collect_per_reward(
         The buffer, and the metrics of `collect`, for the sum of the rewards with `reward_weights`.
     """
     schedule = settings.schedule
-    states, velocities = rollout(lambda x, t: velocity(params, x, t, labels), noise, key, schedule)
+    states, velocities = rollout(lambda x, t: velocity(params, _kept(x, settings), t, labels), noise, key, schedule)
+    states = jnp.concatenate([_kept(states[:-1], settings), states[-1:]]) if settings.states_dtype != "float32" else states
     values, pullback = jax.vjp(lambda x: rewards(x, labels), states[-1])
     count = values.shape[1]
     units = jnp.broadcast_to(jnp.eye(count)[:, None], (count, *values.shape))
@@ -209,7 +216,7 @@ def collect_per_reward(
     terminals = -settings.reward_scale * gradients  # (7)
     adjoints, base = lean_adjoints(lambda x, t: velocity(base_params, x, t, labels), states, terminals, schedule)
     buffer = PerRewardBuffer(
-        _batch_first(states[:-1]),
+        _batch_first(states[:-1].astype(settings.states_dtype)),
         _batch_first(base),
         jax.lax.stop_gradient(jnp.moveaxis(adjoints, (2, 1), (0, 1))),
         labels,
@@ -218,6 +225,13 @@ def collect_per_reward(
     weights = jnp.asarray(settings.reward_weights, jnp.float32)
     combined, gradient = jnp.einsum("i,ki...->k...", weights, adjoints), jnp.einsum("i,i...->...", weights, gradients)
     return buffer, _collected(states, velocities, base, combined, _summed(values, settings)[0], gradient, settings)
+
+
+def _kept(states: Float[Array, "..."], settings: Settings) -> Float[Array, "..."]:
+    """States as the buffer has them, in float32."""
+    # `reduce_precision`, since the compiler may drop a cast to bfloat16 and back.
+    half = settings.states_dtype == "bfloat16"
+    return jax.lax.reduce_precision(states, exponent_bits=8, mantissa_bits=7) if half else states
 
 
 def _summed(values: Float[Array, "batch *m"], settings: Settings):
@@ -350,7 +364,7 @@ def per_reward_losses(
         weight): `loss`, (4) at `reward_weights`, `control_cost`, `masked_share`, and the new `threshold` where (6) was applied here.
     """
     subset = draw_subset(key, settings)
-    states, base, adjoints = batch.states[:, subset], batch.base[:, subset], batch.adjoints[:, :, subset]
+    states, base, adjoints = batch.states[:, subset].astype(jnp.float32), batch.base[:, subset], batch.adjoints[:, :, subset]
     finite = _finite(states) & _finite(base) & _finite(adjoints)
     states, base, adjoints = (_replaced(finite, values) for values in (states, base, adjoints))
     drift = _evaluate(velocity, params, states, batch.labels, subset, settings.schedule) - base
@@ -386,7 +400,7 @@ def trajectory_losses(
         The sums, and which trajectories are finite; the others' are computed with zeros in place of states and targets.
     """
     subset = draw_subset(key, settings)
-    states = batch.states[:, subset]
+    states = batch.states[:, subset].astype(jnp.float32)
     if isinstance(batch, Buffer):
         targets = batch.targets[:, subset]
     else:

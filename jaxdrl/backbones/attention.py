@@ -2,7 +2,8 @@
 
 "einsum" is two products with a float32 softmax between, in (batch, head, token, channel) order, which XLA runs fastest on CPU and
 which has derivatives of every order. "xla" is `jax.nn.dot_product_attention`, whose softmax XLA may fuse. "cudnn" is NVIDIA's flash
-attention behind the same function: bfloat16 on a GPU, first derivatives only. "auto" takes cudnn where it can run, einsum elsewhere.
+attention behind the same function: bfloat16 on a GPU, first derivatives only. "splash" is the flash attention of TPUs (`splash.py`), first
+derivatives only too. "auto" takes cudnn where it can run, einsum elsewhere.
 """
 
 from typing import Any, Literal
@@ -11,7 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
+from jaxdrl.backbones import splash
+from jaxdrl.backbones.partition import lay_out
+
+IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn", "splash")
 Heads = Float[Array, "batch heads tokens head"]
 Keys = Float[Array, "batch heads keys head"]
 
@@ -43,6 +47,7 @@ def attend(
         ValueError: If the implementation is unknown or cannot run here.
     """
     chosen = choose(implementation, dtype, jax.default_backend())
+    q, k, v = (lay_out(x, "batch", "tensor", None, None) for x in (q, k, v))
     if chosen == "einsum":
         logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
         if causal:
@@ -50,6 +55,9 @@ def attend(
         if mask is not None:
             logits = jnp.where(mask[:, None, None], logits, -jnp.inf)
         out = jnp.einsum("bhij,bhjd->bhid", jax.nn.softmax(logits, axis=-1).astype(dtype), v).transpose(0, 2, 1, 3)
+    elif chosen == "splash":
+        q, k, v = (x.astype(dtype) for x in (q, k, v))
+        out = splash.attention(q, k, v, causal, mask).transpose(0, 2, 1, 3)
     else:
         q, k, v = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
         seen = None if mask is None else mask[:, None, None]
@@ -57,7 +65,7 @@ def attend(
     return out.reshape(*out.shape[:2], -1)
 
 
-def choose(implementation: str, dtype: Any, backend: str) -> Literal["einsum", "xla", "cudnn"]:
+def choose(implementation: str, dtype: Any, backend: str) -> Literal["einsum", "xla", "cudnn", "splash"]:
     """Which implementation a name stands for.
 
     Args:
@@ -66,10 +74,10 @@ def choose(implementation: str, dtype: Any, backend: str) -> Literal["einsum", "
         backend: "cpu", "gpu" or "tpu".
 
     Returns:
-        "einsum", "xla" or "cudnn".
+        "einsum", "xla", "cudnn" or "splash".
 
     Raises:
-        ValueError: If the name is unknown, or cudnn is asked for where it cannot run.
+        ValueError: If the name is unknown, or cudnn or splash is asked for where it cannot run.
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(f"attention must be one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}")
@@ -80,4 +88,6 @@ def choose(implementation: str, dtype: Any, backend: str) -> Literal["einsum", "
         raise ValueError(
             f"attention='cudnn' needs an NVIDIA GPU and dtype='bfloat16', here are {backend} and {jnp.dtype(dtype).name}; use auto"
         )
-    return "cudnn" if implementation == "cudnn" else "xla" if implementation == "xla" else "einsum"
+    if implementation == "splash" and backend != "tpu":
+        raise ValueError(f"attention='splash' needs a TPU, here is {backend}; use auto")
+    return implementation  # pyright: ignore[reportReturnType]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdrl.backbones.attention import Heads, attend
+from jaxdrl.backbones.partition import lay_out, tensor_ways
 
 xavier = nn.initializers.xavier_uniform()
 small_normal = nn.initializers.normal(0.02)
@@ -115,6 +116,48 @@ def layer_norm(x: Float[Array, "..."], eps: float = 1e-6) -> Float[Array, "..."]
     return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + eps)
 
 
+class Fused(nn.Module):
+    """Equal linear layers side by side in one, which computes them together.
+
+    Cut over the mesh's axis "tensor", each device computes its share of each, where the columns of the one layer in equal shares would
+    give a device all of one layer and nothing of the next.
+
+    Attributes:
+        parts: How many.
+        features: Outputs of one.
+        dtype: Of the matmul.
+        use_bias: Whether there is one.
+    """
+
+    parts: int
+    features: int
+    dtype: Any = jnp.float32
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens parts features"]:
+        """Applies all layers.
+
+        Args:
+            x: Tokens.
+
+        Returns:
+            One row of outputs a layer.
+        """
+        outputs = self.parts * self.features
+        kernel = self.param("kernel", xavier, (x.shape[-1], outputs), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (outputs,), jnp.float32) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        if tensor_ways() > 1 and self.features % tensor_ways() == 0:
+            kernel = lay_out(kernel.reshape(-1, self.parts, self.features), "any", None, "tensor")
+            y = jnp.einsum("bnc,cpf->bnpf", x, kernel)
+            y = y if bias is None else y + bias.reshape(self.parts, self.features)
+            return lay_out(y, "batch", None, None, "tensor")
+        y = x @ kernel
+        y = y if bias is None else y + bias
+        return y.reshape(*y.shape[:-1], self.parts, self.features)
+
+
 def fused_heads(
     x: Float[Array, "batch tokens width"], num_heads: int, dtype: Any, bias: bool = True
 ) -> tuple[Heads, Heads, Heads]:
@@ -129,8 +172,7 @@ def fused_heads(
     Returns:
         q, k, v.
     """
-    make = nn.Dense(3 * x.shape[-1], use_bias=bias, dtype=dtype, param_dtype=jnp.float32, kernel_init=xavier, name="qkv")
-    qkv = make(x)
+    qkv = Fused(3, x.shape[-1], dtype, bias, name="qkv")(x)
     q, k, v = qkv.reshape(*x.shape[:2], 3, num_heads, -1).transpose(2, 0, 3, 1, 4)
     return q, k, v
 
@@ -212,5 +254,6 @@ class Mlp(nn.Module):
         Returns:
             Tokens.
         """
-        hidden = ACTIVATIONS[self.activation](dense(self.hidden, self.dtype, "fc1")(x))
+        hidden = lay_out(dense(self.hidden, self.dtype, "fc1")(x), "batch", None, "tensor")
+        hidden = ACTIVATIONS[self.activation](hidden)
         return dense(x.shape[-1], self.dtype, "fc2")(hidden)

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdrl.backbones.attention import attend
-from jaxdrl.backbones.layers import dense, fused_heads
+from jaxdrl.backbones.layers import Fused, dense, fused_heads
 
 # cos or sin; NumPy's until a rematerialised block turns it into an argument.
 Table = Float[Array, "tokens head"] | Float[np.ndarray, "tokens head"]
@@ -99,7 +99,8 @@ class SwiGLU(nn.Module):
         Returns:
             Tokens.
         """
-        gate, value = jnp.split(dense(2 * self.hidden, self.dtype, "w12")(x), 2, axis=-1)
+        both = Fused(2, self.hidden, self.dtype, name="w12")(x)
+        gate, value = both[..., 0, :], both[..., 1, :]
         return dense(x.shape[-1], self.dtype, "w3")(jax.nn.silu(gate) * value)
 
 

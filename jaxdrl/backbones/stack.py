@@ -13,12 +13,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# What the forward pass keeps for the backward pass: everything; nothing within a block; results of products with weights; those
-# results, in the host's memory.
+from jaxdrl.backbones.partition import lay_out
+
+# What the forward pass keeps for the backward pass: everything; nothing within a block; results of all products; results of products
+# with weights; those results, in the host's memory.
 REMAT: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "dots_no_batch": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
 }
 
@@ -52,10 +55,10 @@ def run_blocks(make: Callable[..., nn.Module], tokens: Any, conditions: Sequence
     """
     if not scan or not len(blocks):
         for index in blocks:
-            tokens = make(name=f"blocks_{index}")(tokens, *conditions)
+            tokens = make(name=f"blocks_{index}")(lay_out(tokens, "batch", None, None), *conditions)
         return tokens
     scanned = nn.scan(
-        lambda block, tokens, conditions: (block(tokens, *conditions), None),
+        lambda block, tokens, conditions: (block(lay_out(tokens, "batch", None, None), *conditions), None),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxdrl.backbones.attention import attend
-from jaxdrl.backbones.layers import Mlp, dense, fused_heads
+from jaxdrl.backbones.layers import Fused, Mlp, dense, fused_heads
 from jaxdrl.backbones.stack import rematerialised, run_blocks
 from jaxdrl.backbones.vit import norm
 
@@ -55,7 +55,8 @@ class CrossAttention(nn.Module):
         """
         width = x.shape[-1]
         q = dense(width, self.dtype, "query")(x)
-        k, v = jnp.split(dense(2 * width, self.dtype, "kv")(context), 2, axis=-1)
+        both = Fused(2, width, self.dtype, name="kv")(context)
+        k, v = both[..., 0, :], both[..., 1, :]
         q, k, v = (part.reshape(*part.shape[:2], self.num_heads, -1).swapaxes(1, 2) for part in (q, k, v))
         return dense(width, self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
 

@@ -76,7 +76,7 @@ class Checkpoints:
         self,
         directory: Path | epath.Path,
         seconds: float = 30.0,
-        keep: Keep = Keep(),  # noqa: B008
+        keep: Keep = Keep(),
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Opens a folder of checkpoints.

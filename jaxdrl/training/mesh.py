@@ -1,14 +1,15 @@
-"""Devices and where arrays lie on them: batch over data x fsdp, large weights over fsdp."""
+"""Devices and where arrays lie on them: batch over data x fsdp, weights over fsdp and tensor by `sharding_rules.py`."""
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdrl.errors import UserError
+from jaxdrl.training import sharding_rules
 
 AXES = ("data", "fsdp", "tensor")
-_SMALLEST_SHARDED = 2**14
 
 Tree = TypeVar("Tree")
 
@@ -47,26 +48,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def shardings(tree: Tree, mesh: Mesh) -> Tree:
-    """Where each leaf of a train state lies: the largest divisible axis of a large leaf over fsdp, all else replicated.
+def shardings(tree: Tree, mesh: Mesh | AbstractMesh, axes: Sequence[str] = ("fsdp", "tensor")) -> Tree:
+    """Where each leaf of a train state lies, by its path.
 
     Args:
         tree: Arrays or shapes.
         mesh: From `create_mesh`.
+        axes: Over which of the mesh's axes weights are cut.
 
     Returns:
         The same structure with shardings.
     """
-
-    def rule(leaf) -> NamedSharding:
-        size = mesh.shape["fsdp"]
-        axes = [i for i in range(leaf.ndim) if leaf.shape[i] % size == 0]
-        if size == 1 or not axes or leaf.size < _SMALLEST_SHARDED:
-            return NamedSharding(mesh, PartitionSpec())
-        largest = max(axes, key=lambda i: leaf.shape[i])
-        return NamedSharding(mesh, PartitionSpec(*[("fsdp" if i == largest else None) for i in range(leaf.ndim)]))
-
-    return jax.tree.map(rule, tree)
+    found = sharding_rules.specs(tree, {name: mesh.shape[name] for name in axes})
+    is_spec = lambda leaf: isinstance(leaf, PartitionSpec)  # noqa: E731
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), found, is_leaf=is_spec)
 
 
 def place(tree: Tree, mesh: Mesh) -> Tree:
@@ -83,7 +78,10 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
 
 
 def constrain(tree: Tree, mesh: Mesh) -> Tree:
-    """Inside jit: keeps a tree (gradients above all, which come back replicated otherwise) laid out by `shardings`.
+    """Inside jit: keeps a tree laid out by `shardings`.
+
+    The gradient with respect to a tree that is constrained where it is used comes back in the same layout; otherwise the compiler may
+    give every device all of it.
 
     Args:
         tree: Traced arrays.

@@ -265,3 +265,18 @@ def test_control_energy_is_the_kl_of_the_two_sdes():
     _, metrics = _collect(velocity, jnp.float32(0.3), jnp.float32(0.0), lambda x, y: x[:, 0], settings, 16, 2)
     expected = 0.5 * 2 * (0.1 * (2 * 0.3 / settings.schedule.gain) ** 2).sum()
     assert float(metrics["control_energy"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rounded_states_are_those_at_which_the_target_holds():
+    """A velocity that bends, so that rounding x moves it: with no reward, base and model agree exactly where the loss looks."""
+    velocity = lambda params, x, t, y: params * jnp.sin(3 * x) + t[:, None]  # noqa: E731
+    kept, exact = _settings(10, states_dtype="bfloat16"), _settings(10)
+    buffer, metrics = _collect(velocity, jnp.ones(()), jnp.ones(()), lambda x, y: 0.0 * x[:, 0], kept, batch=64)
+    whole, _ = _collect(velocity, jnp.ones(()), jnp.ones(()), lambda x, y: 0.0 * x[:, 0], exact, batch=64)
+    assert buffer.states.dtype == jnp.bfloat16 and buffer.targets.dtype == jnp.float32
+    np.testing.assert_allclose(buffer.states.astype(jnp.float32), whole.states, rtol=0.05, atol=0.05)
+    key, tau = jax.random.key(1), jnp.zeros(())
+    value = lambda batch: float(am.loss(velocity, jnp.ones(()), batch, key, tau, exact)[0])  # noqa: E731
+    assert value(buffer) == value(whole) == float(metrics["control_energy"]) == 0.0
+    moved = whole._replace(states=whole.states.astype(jnp.bfloat16))
+    assert value(moved) > 1e-5  # targets of states that are not in the buffer

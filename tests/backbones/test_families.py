@@ -9,7 +9,7 @@ import pytest
 import scipy.ndimage
 
 from jaxdrl import backbones
-from jaxdrl.backbones import attention, dit, rotary, spectral
+from jaxdrl.backbones import attention, dit, rotary, spectral, splash, stack
 from jaxdrl.weights import from_torch, to_torch
 from tests.drawing import drawn
 from tests.golden import cases
@@ -176,7 +176,7 @@ def test_scan_remat_and_attention_change_no_number(family):
     expected = _gradient(plain, params, of_params=True)
     variants = [{"scan_layers": True, "remat": "full"}, {"attention": "xla"}]
     if family == "SiT":
-        variants += [{"remat": "full"}, {"remat": "dots"}, {"remat": "offload"}]
+        variants += [{"remat": "full"}, {"remat": "dots"}, {"remat": "dots_no_batch"}, {"remat": "offload"}]
     for options in variants:
         network = _make(family, **options)
         given = from_torch(network, to_torch(plain, params))
@@ -190,16 +190,18 @@ def test_scan_remat_and_attention_change_no_number(family):
 
 
 def test_policies_recompute_what_they_say():
-    """Products with weights are computed again under "full", kept under "dots"."""
-    params = drawn(_make("SiT").init)
-    counts = {}
-    for policy in ("none", "dots", "full"):
+    """All products are kept under "dots", those with weights under "dots_no_batch" and "offload" (there in the host's memory)."""
+    params = jax.eval_shape(_make("SiT").init, jax.random.key(0))
+    counts, written = {}, {}
+    for policy in stack.REMAT:
         network = _make("SiT", remat=policy)
         loss = lambda params, network=network: (  # noqa: E731
             network.velocity(params, jnp.ones((1, 8, 12, 3)), jnp.ones(1), jnp.ones(1, jnp.int32)) ** 2
         ).sum()
-        counts[policy] = str(jax.make_jaxpr(jax.grad(loss))(params)).count("dot_general")
-    assert counts["none"] < counts["dots"] < counts["full"]
+        written[policy] = str(jax.make_jaxpr(jax.grad(loss))(params))
+        counts[policy] = written[policy].count("dot_general")
+    assert counts["none"] == counts["dots"] < counts["dots_no_batch"] == counts["offload"] < counts["full"]
+    assert {policy for policy, text in written.items() if "pinned_host" in text or "<host>" in text} == {"offload"}
 
 
 def test_attention_by_name():
@@ -207,6 +209,29 @@ def test_attention_by_name():
     assert attention.choose("auto", jnp.float32, "gpu") == attention.choose("auto", jnp.bfloat16, "tpu") == "einsum"
     with pytest.raises(ValueError, match="needs an NVIDIA GPU and dtype='bfloat16', here are cpu and float32"):
         _gradient(_make("SiT", attention="cudnn"), drawn(_make("SiT").init))
+
+    assert attention.choose("splash", jnp.bfloat16, "tpu") == "splash"
+    with pytest.raises(ValueError, match="attention='splash' needs a TPU, here is cpu; use auto"):
+        _gradient(_make("SiT", attention="splash"), _make("SiT").init(jax.random.key(0)))
+
+
+# 20 keys fill no tile of 128, 12 channels no lane.
+@pytest.mark.parametrize("how", ["plain", "causal", "masked"])
+def test_splash_attention_is_attention(how):
+    """The kernel's text, interpreted: values and gradients."""
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, 2, 20, 12)) for i in range(3))
+    options = {"causal": how == "causal", "mask": jnp.arange(20) < jnp.array([[20], [13]]) if how == "masked" else None}
+    weights = jax.random.normal(jax.random.key(3), (2, 20, 24))
+
+    def kernel(q, k, v):
+        out = splash.attention(q, k, v, **options, interpret=True)
+        return (out.transpose(0, 2, 1, 3).reshape(2, 20, 24) * weights).sum()
+
+    plain = lambda q, k, v: (attention.attend(q, k, v, jnp.float32, "einsum", **options) * weights).sum()  # noqa: E731
+    found, expected = (jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(q, k, v) for f in (kernel, plain))
+    assert float(found[0]) == pytest.approx(float(expected[0]), rel=1e-4)
+    for one, two in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-4)
 
 
 def test_qk_norm_is_a_layer_norm_of_each_head():
@@ -227,8 +252,8 @@ def test_qk_norm_is_a_layer_norm_of_each_head():
     ("options", "said"),
     [
         ({"spectral": "fourier"}, "spectral must be"),
-        ({"remat": "half"}, "remat must be one of none, full, dots, offload"),
-        ({"attention": "flash"}, "attention must be one of auto, einsum, xla, cudnn"),
+        ({"remat": "half"}, "remat must be one of none, full, dots, dots_no_batch, offload"),
+        ({"attention": "flash"}, "attention must be one of auto, einsum, xla, cudnn, splash"),
         ({"numerics": "timm"}, "numerics must be"),
         ({"projector_dims": (4,), "projector_depth": 3}, "more than the depth"),
     ],

@@ -25,8 +25,8 @@ from jaxdrl.balancing.accumulation import accumulate
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow.memoryless import Schedule
-from jaxdrl.training import lora, mesh, models, state
-from jaxdrl.training.methods import common, overlap
+from jaxdrl.training import frozen_weights, lora, mesh, models, state
+from jaxdrl.training.methods import buffers, common, overlap
 
 RULES = ("sum", "uniform", "marble")
 
@@ -78,6 +78,8 @@ def settings_from(config: Config) -> Settings:
     """
     options = config.posttrain
     common.check_sizes(options)
+    frozen_weights.check(config)
+    buffers.check(config)
     if options.balance.rule == "gdpo":
         raise UserError(
             "config.posttrain.balance.rule: gdpo normalises advantages, which adjoint_matching does not have; choose one of "
@@ -114,6 +116,7 @@ def settings_from(config: Config) -> Settings:
         outlier_decay=options.outlier_decay,
         outlier_cap=options.outlier_cap,
         reward_weights=tuple(share * weight for weight in weights),
+        states_dtype=options.buffer_dtype,
         rule=options.balance.rule,
         balance=balance,
         lora=common.adapters(options.lora),
@@ -152,6 +155,7 @@ def compile_step(config: Config, settings: Settings, devices: jax.sharding.Mesh)
     Returns:
         The compiled function; the state is donated, the frozen weights are not.
     """
+    buffers.check(config, devices)
     refresh = _Refresh(config, settings, devices)
 
     def step(current: State, frozen: common.Frozen, key):
@@ -193,31 +197,33 @@ class _Refresh:
             images = tokenizer.decode(frozen.tokenizer, x)
             return chosen[0](images, y) if alone else jnp.stack([one(images, y) for one in chosen], axis=1)
 
+        in_rows = options.shuffle_block > 1
+
         def roll(part):
             noise, labels, key = part
+            noise, labels = mesh.constrain_batch((noise, labels), self.devices)
             function = adjoint_matching.collect_per_reward if settings.rule == "marble" else adjoint_matching.collect
-            return function(network.velocity, params, frozen.base, reward, noise, labels, key, settings)
+            score = lambda x, y: common.in_parts(reward, x, y, options.reward_batch)  # noqa: E731
+            buffer, metrics = function(network.velocity, params, frozen.base, score, noise, labels, key, settings)
+            buffer = mesh.constrain_batch(buffer, self.devices)
+            return buffers.in_rows(self.config, buffer, self.devices) if in_rows else buffer, metrics
 
-        buffer, metrics = common.in_chunks(roll, noise, labels, sde_key, options.rollout_batch)
+        buffer, metrics = common.in_chunks(roll, noise, labels, sde_key, options.rollout_batch, joined=not in_rows)
         if buffer.rewards is None:
             names = {f"{key}/{settings.names[0]}": metrics[key] for key in ("reward_mean", "reward_std")}
         else:
-            names = common.by_reward(_statistics(buffer.rewards), settings.names)
+            names = common.by_reward(_statistics(buffer.rewards.reshape(options.buffer_size, -1)), settings.names)
         return buffer, metrics | names
 
     def epoch(self, carry, key, buffer, frozen: common.Frozen):
         """One pass over the buffer."""
-        options = self.config.posttrain
-        batches = options.buffer_size // options.batch_size
         order_key, step_key = jax.random.split(key)
-        order = jax.random.permutation(order_key, options.buffer_size)
-        # What does not fill a batch is left out, other trajectories in each epoch.
-        order = order[: batches * options.batch_size].reshape(batches, options.batch_size)
-        keys = jax.random.split(step_key, batches)
+        order = buffers.orders(self.config, order_key)
+        keys = jax.random.split(step_key, len(order))
 
         def minibatch(carry, inputs):
             index, key = inputs
-            batch = mesh.constrain_batch(jax.tree.map(lambda values: values[index], buffer), self.devices)
+            batch = mesh.constrain_batch(buffers.take(self.config, buffer, index, self.devices), self.devices)
             return self.update(carry, frozen, batch, key)
 
         return jax.lax.scan(minibatch, carry, (order, keys))
@@ -227,7 +233,12 @@ class _Refresh:
         model, threshold, balance = carry
         options, settings, parts = self.config.posttrain, self.settings, self.settings.balance.micro_batches
         network, (optimizer, _) = models.backbone(self.config), common.optimizer(self.config)
-        velocity = lambda trained, *at: network.velocity(common.merged(settings.lora, frozen.base, trained), *at)  # noqa: E731
+
+        def velocity(trained, *at):
+            # Here, so that each gradient is born in its weight's layout, whatever sums or balances gradients afterwards.
+            trained = mesh.constrain(trained, self.devices)
+            return network.velocity(common.merged(settings.lora, frozen.base, trained), *at)
+
         masked = {}
         if parts > 1:
             batch, threshold = masked_in_parts(velocity, model.params, batch, key, threshold, settings, parts)
@@ -247,7 +258,7 @@ class _Refresh:
             (_, (threshold, metrics)), grads = jax.value_and_grad(
                 lambda params: adjoint_matching.loss(velocity, params, batch, key, threshold, settings), has_aux=True
             )(model.params)
-        updated = state.apply_gradients(model, grads, optimizer, options.ema_decay)
+        updated = mesh.constrain(state.apply_gradients(model, grads, optimizer, options.ema_decay), self.devices)
         return (updated, threshold, balance), metrics | state.norms(model.params, updated.params, grads)
 
 

@@ -1,11 +1,11 @@
 """What the methods of post-training share: their rewards and the balance of these, adapters, how rollouts are cut, and the optimizer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdrl import rewards as reward_functions
 from jaxdrl.balancing import gradients, marble
@@ -35,7 +35,7 @@ class Frozen(NamedTuple):
     rewards: Mapping[str, PyTree] = {}
 
 
-def in_chunks(collect, noise, labels, key, size: int):
+def in_chunks(collect, noise, labels, key, size: int, *, joined: bool = True):
     """Collects `size` trajectories at a time, one after the other: less memory, and better caching on CPU.
 
     Args:
@@ -44,18 +44,44 @@ def in_chunks(collect, noise, labels, key, size: int):
         labels: [batch].
         key: Split over the chunks.
         size: 0: all at once.
+        joined: Whether chunks are put together again; otherwise they are the first axis, even of one.
 
     Returns:
         (buffer, metrics) of all, metrics averaged.
     """
-    if size in (0, len(noise)):
+    if joined and size in (0, len(noise)):
         return collect((noise, labels, key))
-    chunks = len(noise) // size
+    chunks = len(noise) // (size or len(noise))
+    size = len(noise) // chunks
     # Interleaved, so that a chunk of a batch that is sharded over devices lies on all of them.
     split = lambda values: values.reshape((size, chunks, *values.shape[1:])).swapaxes(0, 1)  # noqa: E731
-    buffer, metrics = jax.lax.map(collect, (split(noise), split(labels), jax.random.split(key, chunks)))
+    keys = jax.random.split(key, chunks) if chunks > 1 else key[None]
+    buffer, metrics = jax.lax.map(collect, (split(noise), split(labels), keys))
+    if not joined:
+        return buffer, jax.tree.map(lambda values: values.mean(axis=0), metrics)
     join = lambda values: values.swapaxes(0, 1).reshape((len(noise), *values.shape[2:]))  # noqa: E731
     return jax.tree.map(join, buffer), jax.tree.map(lambda values: values.mean(axis=0), metrics)
+
+
+def in_parts(score: Callable[..., Any], samples: Float[Array, "batch ..."], labels: Int[Array, " batch"], size: int) -> Any:
+    """Decodes and rewards `size` samples at a time: what decoder and encoder keep for the reward's gradient is of so many alone.
+
+    Args:
+        score: (samples, labels) -> arrays with the samples first, each of its sample alone.
+        samples: What is scored.
+        labels: Their conditions.
+        size: Divides the batch; 0: all at once.
+
+    Returns:
+        What `score` gives; its gradient scores twice.
+    """
+    if size in (0, len(samples)):
+        return score(samples, labels)
+    # Interleaved, as in `in_chunks`.
+    split = lambda values: values.reshape((size, -1, *values.shape[1:])).swapaxes(0, 1)  # noqa: E731
+    # Without `checkpoint`, the loop would keep what every part keeps.
+    found = jax.lax.map(jax.checkpoint(lambda part: score(*part)), (split(samples), split(labels)))
+    return jax.tree.map(lambda values: values.swapaxes(0, 1).reshape((len(samples), *values.shape[2:])), found)
 
 
 def optimizer(config: Config):
@@ -268,6 +294,11 @@ def check_sizes(options: Any) -> None:
     if options.rollout_batch and options.buffer_size % options.rollout_batch:
         raise UserError(
             f"config.posttrain.buffer_size ({options.buffer_size}) must be a multiple of rollout_batch ({options.rollout_batch})"
+        )
+    together = options.rollout_batch or options.buffer_size
+    if options.reward_batch < 0 or (options.reward_batch and together % options.reward_batch):
+        raise UserError(
+            f"config.posttrain.reward_batch ({options.reward_batch}) must divide what is rolled out at a time ({together}), or be 0"
         )
     if options.micro_batches < 1 or options.batch_size % options.micro_batches:
         raise UserError(

@@ -21,8 +21,8 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow import path
 from jaxdrl.flow.memoryless import Schedule
-from jaxdrl.training import lora, mesh, models
-from jaxdrl.training.methods import common, overlap, scoring
+from jaxdrl.training import frozen_weights, lora, mesh, models
+from jaxdrl.training.methods import buffers, common, overlap, scoring
 from jaxdrl.training.state import norms
 
 RULES = ("sum", "gdpo", "uniform", "marble")
@@ -104,6 +104,8 @@ def settings_from(config: Config) -> Settings:
     """
     options, shift = config.posttrain, config.sampler.time_shift
     common.check_sizes(options)
+    frozen_weights.check(config)
+    buffers.check(config)
     if options.buffer_size % options.group_size:
         raise UserError(
             f"config.posttrain.buffer_size ({options.buffer_size}) must be a multiple of group_size ({options.group_size})"
@@ -262,7 +264,13 @@ class _Halves:
 
     def _velocity(self, frozen: common.Frozen):
         network = models.backbone(self.config)
-        return lambda trained, x, t, y: network.velocity(common.merged(self.settings.lora, frozen.base, trained), x, t, y)
+
+        def velocity(trained, x, t, y):
+            # Here, so that each gradient is born in its weight's layout, whatever sums or balances gradients afterwards.
+            trained = mesh.constrain(trained, self.devices)
+            return network.velocity(common.merged(self.settings.lora, frozen.base, trained), x, t, y)
+
+        return velocity
 
     def roll(self, old: PyTree, refresh: Int[Array, ""], frozen: common.Frozen, key) -> Rolled:
         """Samples groups of one condition each, and scores them."""
@@ -278,13 +286,17 @@ class _Halves:
         # Merged once, not at every step of the sampler.
         policy = common.merged(self.settings.lora, frozen.base, old)
 
+        def score(samples, labels):
+            images, missing = tokenizer.decode(frozen.tokenizer, samples), jnp.full(len(labels), jnp.nan)
+            return images, jnp.stack([reward(images, labels) if reward.traced else missing for reward in chosen], axis=1)
+
         def collect(part):
             noise, labels, key = part
+            noise, labels = mesh.constrain_batch((noise, labels), self.devices)
             buffer, metrics = _collect(network.velocity, policy, noise, labels, key, self.settings.algorithm)
-            images = tokenizer.decode(frozen.tokenizer, buffer.samples)
-            missing = jnp.full(len(labels), jnp.nan)
-            scored = [reward(images, labels) if reward.traced else missing for reward in chosen]
-            return (buffer, images, jnp.stack(scored, axis=1)), metrics
+            buffer = mesh.constrain_batch(buffer, self.devices)
+            images, scored = common.in_parts(score, buffer.samples, labels, options.reward_batch)
+            return (buffer, images, scored), metrics
 
         (buffer, images, rewards), metrics = common.in_chunks(collect, noise, labels, seed_key, options.rollout_batch)
         labels, images, rewards = scoring.laid_out((labels, images, rewards), self.devices)
@@ -324,6 +336,7 @@ class _Halves:
             model = model._replace(old=model.params)  # the policy that samples is the one that is trained
         metrics |= counted | rolled.metrics | {"control_energy": self._energy(model, frozen, rolled.buffer, update_key)}
         failing = jnp.where(failed, current.failing + 1, 0)
+        model = mesh.constrain(model, self.devices)
         behind = None if current.behind is None else current.model.old
         after = State(current.refresh + 1, model, balance, failing, behind)
         return after, metrics | common.by_reward(measured, self.settings.names)
@@ -378,7 +391,7 @@ class _Halves:
             mean = jnp.append(jnp.full(num, 1 / num), 1.0)
             grads, metrics = gradients.combined(losses, model.params, batch, mean, settings.balance.micro_batches)
         schedule = settings.algorithm if isinstance(settings.algorithm, nft.Settings) else nft.Settings()
-        updated = nft.apply_gradients(model, grads, optimizer, schedule)
+        updated = mesh.constrain(nft.apply_gradients(model, grads, optimizer, schedule), self.devices)
         return (updated, balance), metrics | norms(model.params, updated.params, grads)
 
     def _energy(self, model: nft.State, frozen: common.Frozen, buffer: Any, key) -> Float[Array, ""]:

@@ -13,7 +13,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from jaxdrl.errors import UserError
-from jaxdrl.training import bad_steps, compute, distributed, guard, held_out, loading, mesh, methods, models, reward_weights
+from jaxdrl.training import (
+    bad_steps,
+    compute,
+    distributed,
+    frozen_weights,
+    guard,
+    held_out,
+    loading,
+    mesh,
+    methods,
+    models,
+    reward_weights,
+)
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
 from jaxdrl.training.methods import common, scoring
@@ -58,7 +70,7 @@ def run(run: Run) -> dict:
     base = loading.load_model(config, run.workdir, "base")
     encoder, head = loading.load_encoder(config, run.workdir, "reward"), loading.load_discriminator(run.workdir)
     frozen = common.Frozen(base, loading.load_tokenizer(config), encoder, head, reward_weights.load(run))
-    frozen = mesh.place(frozen, run.mesh)
+    frozen = frozen_weights.place(config, frozen, run.mesh)
     step_fn = method.compile_step(config, settings, run.mesh)
     others = held_out.HeldOut(run, name, base) if options.guard.every else None
     method_parts = _Parts(method, step_fn, frozen, others)
