@@ -105,7 +105,7 @@ def test_preference_rl_after_drl(tmp_path):
     lines = [json.loads(line) for line in (prl / "metrics.jsonl").read_text().splitlines()]
     steps = [line for line in lines if line["stage"] == "posttrain"]
     assert steps and all(line["reward_gradient_norm"] > 0 and line["gradient_norm"] > 0 for line in steps)
-    rewards = json.loads((prl / "evaluate" / "results.json").read_text())["rewards"]
+    rewards = json.loads((prl / "report.json").read_text())["rewards"]
     assert set(rewards) == {"pickscore", "aesthetic-v2_5", "clipscore"}
     assert all(np.isfinite(row["tuned"]["gain"]) and row["base"]["std"] > 0 for row in rewards.values())
 
