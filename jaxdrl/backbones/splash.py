@@ -62,4 +62,5 @@ def _padded(q, k, v, seen, *, causal: bool, interpret: bool):
     shape = (q.shape[2], k.shape[2])
     one = splash.CausalMask(shape) if causal else splash.FullMask(shape)
     kernel = splash.make_splash_mha_single_device(splash.MultiHeadMask([one] * q.shape[1]), interpret=interpret)
-    return jax.vmap(kernel)(q, k, v, segments)[:, :, :tokens, :width]
+    out: jax.Array = jax.vmap(kernel)(q, k, v, segments)  # pyright: ignore[reportAssignmentType]
+    return out[:, :, :tokens, :width]

@@ -197,23 +197,25 @@ class Checkpoints:
             line = str(error).strip().split("\n")[0]
             raise UserError(f"checkpoint {folder} does not fit this config ({line}); choose another --workdir") from error
 
-    def restored(self, start: State, devices: Mesh) -> State:
+    def restored(self, make: Callable[..., State], devices: Mesh, *arguments: Any) -> State:
         """The state with which a loop goes on.
 
         Args:
-            start: The state at the first step.
+            make: (*arguments) -> the state at the first step; traceable.
             devices: The mesh; any, whatever the checkpoint was made on.
+            *arguments: Trees of weights.
 
         Returns:
-            The newest whole checkpoint's state, or the start, laid out over the mesh.
+            The newest whole checkpoint's state, or what is made, laid out over the mesh; in buffers of its own.
 
         Raises:
             UserError: If the checkpoint does not fit.
         """
+        start = jax.eval_shape(make, *arguments)
         where = meshes.shardings(start, devices)
         template = jax.tree.map(lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at), start, where)
         found = self.restore(template)
-        return found[1] if found else meshes.place(start, devices)
+        return found[1] if found else meshes.build(make, devices, *arguments)
 
     def _newest_whole(self) -> int | None:
         known = manifests(self._directory)

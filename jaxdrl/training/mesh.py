@@ -1,9 +1,10 @@
 """Devices and where arrays lie on them: batch over data x fsdp, weights over fsdp and tensor by `sharding_rules.py`."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdrl.errors import UserError
@@ -75,6 +76,23 @@ def place(tree: Tree, mesh: Mesh) -> Tree:
         The tree, laid out by `shardings`.
     """
     return jax.device_put(tree, shardings(tree, mesh))
+
+
+def build(make: Callable[..., Tree], mesh: Mesh, *args: Any) -> Tree:
+    """Computes a train state where it lies: no device ever holds more than its part.
+
+    Args:
+        make: (*args) -> arrays.
+        mesh: From `create_mesh`.
+        *args: Trees of weights, which are placed first.
+
+    Returns:
+        What `make` gives, laid out by `shardings`, in buffers of its own.
+    """
+    where = shardings(jax.eval_shape(make, *args), mesh)
+    # Copies, since what a compiled function returns as it was given shares its buffer.
+    made = jax.jit(lambda *args: jax.tree.map(jnp.copy, make(*args)), out_shardings=where)
+    return made(*(place(tree, mesh) for tree in args))
 
 
 def constrain(tree: Tree, mesh: Mesh) -> Tree:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -50,7 +51,7 @@ def fed(devices, start, count):
 
 def restore(folder, devices):
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        found = checkpoints.restored(jax.tree.map(np.zeros_like, state()), devices)
+        found = checkpoints.restored(lambda: jax.tree.map(jnp.zeros_like, state()), devices)
     whole = jax.device_get(mesh.on_this_process(found, devices))
     same = all(np.array_equal(one, two) for one, two in zip(jax.tree.leaves(whole), jax.tree.leaves(state()), strict=True))
     return bool(same), str(found["large"].sharding.spec)

@@ -172,3 +172,12 @@ def test_axes_that_do_not_divide_are_not_cut():
     assert rule("blocks_0_28/norm1/weight", 28, 1152) == P()
     assert rule("blocks_0_28/attn/proj/kernel", 28, 1152, 1152) == P(None, "tensor", "fsdp")
     assert sharding_rules.spec("a/kernel", (512, 512), {}) == P()
+
+
+def test_a_state_is_built_where_it_lies_in_buffers_of_its_own():
+    devices, optimizer = mesh.create_mesh(), state.make_optimizer(learning_rate=1e-3)[0]
+    params = {"mlp": {"fc1": {"kernel": jax.numpy.ones((128, 256))}}}
+    built = mesh.build(lambda params: state.create(params, optimizer, 0.9), devices, params)
+    pointers = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(built)}
+    assert len(pointers) == len(jax.tree.leaves(built)) and all(leaf.committed for leaf in jax.tree.leaves(built))
+    assert params["mlp"]["fc1"]["kernel"].unsafe_buffer_pointer() not in pointers

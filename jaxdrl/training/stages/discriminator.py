@@ -126,7 +126,7 @@ def _train(run: Run, held_out: Pairs) -> State:
     writer = run.writer.for_stage(name)
     key, pairs, held_refresh = stage_key(config.seed, name), None, -1
     with run.checkpoints(name, "checkpoints") as checkpoints:
-        current = checkpoints.restored(_initial(config), run.mesh)
+        current = checkpoints.restored(lambda state: state, run.mesh, _initial(config))
         step, waited = int(current.step), int(current.waited)
         writer.resume(step)
         progress = Progress(name, settings.steps, start=step, seconds=config.runtime.progress_seconds)

@@ -124,7 +124,7 @@ def train(run: Run, which: str) -> Any:
     )
     writer = run.writer.for_stage(f"encoders.{which}")
     with run.checkpoints(name, "checkpoints", which) as checkpoints:
-        carry = checkpoints.restored(start, run.mesh)
+        carry = checkpoints.restored(lambda carry: carry, run.mesh, start)
         step = int(carry[0])
         writer.resume(step)
         progress = Progress(f"encoder {which}", settings.steps, start=step, seconds=config.runtime.progress_seconds)

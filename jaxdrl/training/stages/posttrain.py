@@ -77,9 +77,7 @@ def run(run: Run) -> dict:
     with run.checkpoints(name, "checkpoints") as checkpoints:
         while True:
             try:
-                saved, refresh, watch = _refreshes(
-                    run, _restored(checkpoints, method.initial_state(config, base), run), method_parts, checkpoints
-                )
+                saved, refresh, watch = _refreshes(run, _restored(checkpoints, base, run), method_parts, checkpoints)
             except bad_steps.GoBack:
                 continue
             checkpoints.wait()
@@ -169,11 +167,15 @@ def _skipped(bad: bad_steps.BadSteps, refresh: int, metrics: dict[str, float], k
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-def _restored(checkpoints: Checkpoints, start: Any, run: Run) -> Saved:
+def _restored(checkpoints: Checkpoints, base: PyTree, run: Run) -> Saved:
     """The newest checkpoint, or the start, laid out over the devices."""
     method = methods.of(run.config)
-    first = Saved(start, _copy(method.trained(run.config, start)), jnp.int32(0))
-    return checkpoints.restored(first, run.mesh)
+
+    def start(base: PyTree) -> Saved:
+        current = method.initial_state(run.config, base)
+        return Saved(current, method.trained(run.config, current), jnp.int32(0))
+
+    return checkpoints.restored(start, run.mesh, base)
 
 
 def _said(refresh: int, kept: int, watch: guard.Guard) -> str:

@@ -12,6 +12,7 @@ branch come on top of its budget. Without a branch (`decay_steps` = 0) the base 
 import dataclasses
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -165,7 +166,7 @@ def train(
     folder, shown = ("checkpoints_decay", f"{stage} decay") if decay else ("checkpoints", stage)
     with run.checkpoints(stage, folder) as checkpoints:
         while True:
-            current = checkpoints.restored(start, run.mesh)
+            current = checkpoints.restored(lambda state: state, run.mesh, start)
             step = int(current.step)
             progress = Progress(shown, count, start=step - first, seconds=config.runtime.progress_seconds)
             try:
@@ -265,13 +266,16 @@ def _compiled(run: Run, optimizer):
     def step(current, frozen, batch, key, limit):
         images, labels = (mesh.constrain_batch(part, run.mesh) for part in batch)
         key = jax.random.fold_in(key, current.step)
-        loss, grads = jax.value_and_grad(objective)(current.params, frozen, images, labels, key)
+        # Constrained where it is used, so that the gradient is born in the same layout.
+        placed = lambda params: objective(mesh.constrain(params, run.mesh), frozen, images, labels, key)  # noqa: E731
+        loss, grads = jax.value_and_grad(placed)(current.params)
         updated, norm = state.apply_gradients(current, grads, optimizer, decay), optax.tree.norm(grads)
         bad = ~jnp.isfinite(loss) | ~jnp.isfinite(norm) | (norm > limit)
         kept = jax.tree.map(lambda new, old: jnp.where(bad, old, new), updated, current)
-        return dataclasses.replace(kept, step=updated.step), {"loss": loss, "gradient_norm": norm, "bad": bad}
+        kept = mesh.constrain(dataclasses.replace(kept, step=updated.step), run.mesh)
+        return kept, {"loss": loss, "gradient_norm": norm, "bad": bad}
 
-    @jax.jit
+    @partial(jax.jit, donate_argnums=0)
     def steps(current, frozen, images, labels, key, limit):
         return jax.lax.scan(lambda carry, batch: step(carry, frozen, batch, key, limit), current, (images, labels))
 
