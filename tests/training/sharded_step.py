@@ -66,7 +66,7 @@ def frozen_of(config):
     return common.Frozen(base, {}, encoder, head)
 
 
-def whole_in(text, config, first):
+def whole_in(text, config, first, frozen):
     """What a device holds all of, by the shapes in its program: stacked weights or gradients that are cut, trajectories."""
     shape = lambda dims: "f32[" + ",".join(map(str, dims)) + "]"  # noqa: E731
     cut = {
@@ -74,6 +74,8 @@ def whole_in(text, config, first):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(first)
         if "/blocks_0_" in sharding_rules.path_of(keys) and leaf.ndim == 3 and not leaf.sharding.is_fully_replicated
     }
+    # The part of one weight may look like the whole of another.
+    cut -= {shape(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves((first, frozen))}
     options = config.posttrain
     trajectories = shape((options.buffer_size, options.num_timesteps, *models.backbone(config).sample_shape))
     return sorted(name for name in cut | {trajectories} if name in text)
@@ -88,7 +90,7 @@ def refresh(config, frozen, devices):
         where = jax.tree.map(lambda leaf: leaf.sharding, first)
         given = (first, frozen_weights.place(config, frozen, devices), jax.random.key(5))
         compiled = step.lower(*given).compile()
-        whole = whole_in(compiled.as_text(), config, first)
+        whole = whole_in(compiled.as_text(), config, *given[:2])
         after, metrics = compiled(*given)
     moved = [
         sharding_rules.path_of(path)
