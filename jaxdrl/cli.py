@@ -277,6 +277,7 @@ def _run(command: str, values: flags.FlagValues, config: Config) -> int:
     from jaxdrl.training.metrics import MetricWriter
     from jaxdrl.training.stages import ORDER
     from jaxdrl.training.stopping import Stopping
+    from jaxdrl.training.telemetry import ProfileWindow
 
     distributed.initialise(config.runtime)
     path = Path(values.workdir)
@@ -286,18 +287,25 @@ def _run(command: str, values: flags.FlagValues, config: Config) -> int:
         distributed.on_first(lambda: _open(path, config, held))
         distributed.check_shared(path)
         last = ORDER[-1] if command == "run" else command
-        writer = MetricWriter(path, tensorboard=config.runtime.tensorboard, writes=distributed.first())
-        devices, stopping, heartbeat = (
-            mesh.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor),
-            Stopping(),
-            Heartbeat(),
+        devices = mesh.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor)
+        profile = ProfileWindow(path, config.runtime.profile)
+        shown = {"tensorboard": config.runtime.tensorboard, "wandb": config.runtime.wandb, "config": config.to_dict()}
+        writer, stopping, heartbeat = MetricWriter(path, writes=distributed.first(), **shown), Stopping(), Heartbeat()
+        run = Run(
+            config=config.lock(),
+            workdir=path,
+            mesh=devices,
+            writer=writer,
+            stopping=stopping,
+            heartbeat=heartbeat,
+            profile=profile,
         )
-        run = Run(config=config.lock(), workdir=path, mesh=devices, writer=writer, stopping=stopping, heartbeat=heartbeat)
         number, count, patience = jax.process_index(), jax.process_count(), config.runtime.heartbeat_seconds
         try:
             with stopping.listening(), heartbeat.beating(path, patience, number, count), distributed.lost_contact():
                 results = run_stages(run, ORDER[: ORDER.index(last) + 1])
         finally:
+            profile.close()
             writer.close()
         if "evaluate" in results:
             print("\n" + table.plain(results["evaluate"]))

@@ -40,6 +40,8 @@ def _runtime() -> Config:
     return ml_collections.ConfigDict(
         {
             "tensorboard": False,
+            "wandb": "",  # a project of Weights & Biases; empty: none
+            "profile": {"stage": "", "first": 2, "count": 1},  # a trace of `count` steps of a stage, behind its step `first`
             "progress_seconds": 10.0,
             "checkpoint_seconds": 30.0,  # at least, between two checkpoints of a stage
             "compilation_cache": "",

@@ -135,6 +135,7 @@ class Schedule:
         return np.stack([phi, 2 * step * phi], axis=1)  # (8)
 
 
+@jax.named_scope("rollout")
 def rollout(
     velocity: Velocity, noise: Float[Array, "batch ..."], key: Key[Array, ""], schedule: Schedule
 ) -> tuple[Float[Array, "states batch ..."], Float[Array, "steps batch ..."]]:
@@ -165,6 +166,7 @@ def rollout(
     return jnp.concatenate([x[None], states]), values
 
 
+@jax.named_scope("adjoint")
 def lean_adjoint(
     velocity: Velocity,
     states: Float[Array, "states batch ..."],

@@ -39,7 +39,7 @@ def write(workdir: Path) -> dict[str, str]:
     }
     files.write_atomically(workdir / "report.json", json.dumps(report, indent=2).encode())
     arrays = files.load_tree(workdir / "evaluate" / "report_arrays.safetensors")
-    html = page.render(report, read_metrics(workdir), arrays)
+    html = page.render(report, [*read_metrics(workdir), *read_metrics(workdir, "machine.jsonl")], arrays)
     files.write_atomically(workdir / "report.html", html.encode())
     return {"json": "report.json", "html": "report.html"}
 

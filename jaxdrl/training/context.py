@@ -11,6 +11,7 @@ from jaxdrl.training.checkpoints import Checkpoints, Keep, place
 from jaxdrl.training.heartbeat import Heartbeat
 from jaxdrl.training.metrics import MetricWriter
 from jaxdrl.training.stopping import Stopping
+from jaxdrl.training.telemetry import ProfileWindow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,7 @@ class Run:
         writer: Metrics of all stages.
         stopping: Says at each step whether the run is to end.
         heartbeat: Told at each step where the run is.
+        profile: Told it too; traces a few steps.
     """
 
     config: Any
@@ -32,6 +34,18 @@ class Run:
     writer: MetricWriter
     stopping: Stopping = field(default_factory=Stopping)
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
+    profile: ProfileWindow | None = None
+
+    def at(self, stage: str, step: int) -> None:
+        """Tells all who want to know how far a stage is.
+
+        Args:
+            stage: Its name.
+            step: How many of its steps are done.
+        """
+        self.heartbeat.at(stage, step)
+        if self.profile is not None:
+            self.profile.at(stage, step)
 
     @property
     def keep(self) -> Keep:

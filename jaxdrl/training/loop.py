@@ -45,7 +45,7 @@ def run_stages(run: Run, names: Sequence[str]) -> dict[str, dict]:
 
 def _run(run: Run, stage: Stage) -> dict:
     folder = run.workdir / stage.name
-    run.heartbeat.at(stage.name, 0)
+    run.at(stage.name, 0)
     folder.mkdir(parents=True, exist_ok=True)
     spent = folder / "seconds.json"
     before = json.loads(spent.read_text()) if spent.exists() else 0.0

@@ -58,6 +58,16 @@ def _distance(one, two):
     return max(float(jnp.abs(a - b).max()) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True))
 
 
+def test_phases_have_names_in_the_program(frozen):
+    """By which traces show them."""
+    config, devices = _config(), mesh.create_mesh()
+    with jax.set_mesh(devices):
+        step = adjoint.compile_step(config, adjoint.settings_from(config), devices)
+        text = step.lower(adjoint.initial_state(config, frozen.base), frozen, jax.random.key(5)).as_text(debug_info=True)
+    for phase in ("rollout", "decode", "reward", "adjoint", "update"):
+        assert f"{phase}/" in text, phase
+
+
 @pytest.mark.slow
 def test_three_rewards_balanced_by_marble(frozen, tmp_path):
     """One of them for three classes only; metrics have the names that the report draws, and the state goes through a checkpoint."""

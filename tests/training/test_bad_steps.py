@@ -141,8 +141,9 @@ def test_a_bad_step_changes_nothing_but_the_counter(tmp_path):
     state = pretrain.initial_state(run.config)
     images, labels = jnp.ones((2, 10, 8, 8, 1)), jnp.zeros((2, 10), jnp.int32)
     with jax.set_mesh(run.mesh):
-        after, found = steps(state, ({}, {}), images, labels, jax.random.key(0), np.float32(0.0))
-        moved, fine = steps(state, ({}, {}), images, labels, jax.random.key(0), np.float32(np.inf))
+        given = jax.tree.map(jnp.copy, state)  # which the call donates
+        after, found = steps(given, ({}, {}), images, labels, jax.random.key(0), np.float32(0.0))
+        moved, fine = steps(jax.tree.map(jnp.copy, state), ({}, {}), images, labels, jax.random.key(0), np.float32(np.inf))
     assert found["bad"].tolist() == [True, True] and fine["bad"].tolist() == [False, False]
     assert int(after.step) == 2 and files.fingerprint(after.params) == files.fingerprint(state.params)
     assert files.fingerprint(after.opt_state) == files.fingerprint(state.opt_state)

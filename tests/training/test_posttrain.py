@@ -86,7 +86,7 @@ def _kept(folder):
 
 
 def _metrics(folder):
-    return [{key: value for key, value in line.items() if key != "images_per_second"} for line in read_metrics(folder)]
+    return read_metrics(folder)
 
 
 ALIKE, FINE = {"sample_spread": 0.1}, {}

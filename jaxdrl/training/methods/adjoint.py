@@ -194,8 +194,10 @@ class _Refresh:
         alone = settings.rule != "marble" and settings.reward_weights == (1.0,) and chosen[0].classes is None
 
         def reward(x, y):
-            images = tokenizer.decode(frozen.tokenizer, x)
-            return chosen[0](images, y) if alone else jnp.stack([one(images, y) for one in chosen], axis=1)
+            with jax.named_scope("decode"):
+                images = tokenizer.decode(frozen.tokenizer, x)
+            with jax.named_scope("reward"):
+                return chosen[0](images, y) if alone else jnp.stack([one(images, y) for one in chosen], axis=1)
 
         in_rows = options.shuffle_block > 1
 
@@ -228,6 +230,7 @@ class _Refresh:
 
         return jax.lax.scan(minibatch, carry, (order, keys))
 
+    @jax.named_scope("update")
     def update(self, carry, frozen: common.Frozen, batch, key):
         """One gradient step."""
         model, threshold, balance = carry

@@ -139,7 +139,7 @@ def _train(run: Run, held_out: Pairs) -> State:
             step, waited = int(current.step), int(current.waited)
             metrics = {k: float(v) for k, v in (trained | validated).items()}
             writer.write_scalars(step, metrics)
-            run.heartbeat.at(name, step)
+            run.at(name, step)
             checkpoints.after(step, current, run.stopping, metrics=metrics, flush=writer.flush)
             progress.update(step, loss=metrics["loss_validation"], accuracy=metrics["accuracy_validation"])
         checkpoints.wait()

@@ -135,7 +135,7 @@ def train(run: Run, which: str) -> Any:
             step += count
             metrics = {"loss": float(np.mean(losses))}
             writer.write_scalars(step, metrics)
-            run.heartbeat.at(name, step)
+            run.at(name, step)
             checkpoints.after(step, carry, run.stopping, metrics=metrics, flush=writer.flush)
             progress.update(step, **metrics)
     return jax.device_get(mesh.on_this_process(objective.result(carry[1]), run.mesh))

@@ -4,7 +4,6 @@
 passes of minibatch updates over them.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
+from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.training import (
     bad_steps,
@@ -114,8 +114,9 @@ def _refreshes(run: Run, saved: Saved, parts: _Parts, checkpoints: Checkpoints) 
     seen = distributed.from_first([line for line in read_metrics(run.workdir) if line["stage"] == name])
     watch = guard.Guard(options.guard, seen, others and others.base)
     progress = Progress(name, options.refreshes, unit="refresh", start=refresh, seconds=config.runtime.progress_seconds)
+    meter = telemetry.Meter(options.buffer_size, _flops(config))
     while refresh < options.refreshes and not watch.stops:
-        began, drawn = time.monotonic(), bad.key(key)
+        drawn = bad.key(key)
         before = _copy(saved.state) if bad.policy == "skip" else saved.state  # which the step donates
         try:
             current, measured = step_fn(saved.state, frozen, drawn)
@@ -125,9 +126,9 @@ def _refreshes(run: Run, saved: Saved, parts: _Parts, checkpoints: Checkpoints) 
                 checkpoints.save(refresh, saved)
             raise
         metrics = scalars(jax.device_get(measured))
-        metrics["images_per_second"] = options.buffer_size / (time.monotonic() - began)
+        machine = meter.step()
         refresh += 1
-        run.heartbeat.at(name, refresh)
+        run.at(name, refresh)
         if _skipped(bad, refresh, metrics, drawn):
             saved = saved._replace(state=before._replace(refresh=before.refresh + 1))
             checkpoints.after(refresh, saved, run.stopping, flush=writer.flush)
@@ -137,6 +138,7 @@ def _refreshes(run: Run, saved: Saved, parts: _Parts, checkpoints: Checkpoints) 
         if others is not None and watch.due(refresh, last=refresh == options.refreshes):
             metrics |= others.measure(method.weights(config, tuned, frozen))
         writer.write_scalars(refresh, metrics)
+        writer.write_machine(refresh, machine)
         wrong = watch.check(metrics)
         if wrong is not None:
             print(f"{name}: warning at refresh {refresh}: {wrong}", flush=True)
@@ -150,6 +152,12 @@ def _refreshes(run: Run, saved: Saved, parts: _Parts, checkpoints: Checkpoints) 
     return saved, refresh, watch
 
 
+def _flops(config: Config) -> float | None:
+    """Operations of a refresh; counted where a chip's share of its peak can be said, since counting takes seconds."""
+    known = telemetry.peak_flops(jax.devices()[0].device_kind) is not None
+    return compute.posttrain_flops(config) / config.posttrain.refreshes if known else None
+
+
 def _skipped(bad: bad_steps.BadSteps, refresh: int, metrics: dict[str, float], key) -> bool:
     """Whether a refresh was bad and does not count; a good one counts for the median."""
     watched = [metrics[metric] for metric in ("loss", "policy_loss", "reward_mean") if metric in metrics]
@@ -158,8 +166,7 @@ def _skipped(bad: bad_steps.BadSteps, refresh: int, metrics: dict[str, float], k
     if not wrong:
         bad.seen(norm)
         return False
-    numbers = {metric: value for metric, value in metrics.items() if metric != "images_per_second"}
-    bad.found(refresh, wrong, numbers, {"key": jax.random.key_data(key), "refresh": refresh - 1})
+    bad.found(refresh, wrong, metrics, {"key": jax.random.key_data(key), "refresh": refresh - 1})
     return True
 
 

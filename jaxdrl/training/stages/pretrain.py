@@ -25,7 +25,7 @@ from jaxdrl import data
 from jaxdrl.algorithms import flow_matching, representation_alignment
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.training import bad_steps, compute, distributed, feeding, generation, loading, mesh, models, plateau, state
+from jaxdrl.training import bad_steps, compute, distributed, feeding, generation, loading, mesh, models, plateau, state, telemetry
 from jaxdrl.training.context import Run
 from jaxdrl.training.progress import Progress
 from jaxdrl.training.randomness import stage_key
@@ -192,12 +192,14 @@ def _steps(run: Run, stage: str, current, span: tuple[int, int], parts: _Parts, 
     writer = run.writer.for_stage(stage)
     writer.resume(step)
     bad, stream = bad_steps.BadSteps(run, stage, step), parts.batches.stream(step, chunk)
+    meter = telemetry.Meter(size)
     while step < last:
-        batch = next(stream)
+        batch = meter.input(lambda: next(stream))
         images, labels = (feeding.place(batch[part], run.mesh, size) for part in ("image", "label"))
         current, found = parts.step_fn(current, images, labels, bad.key(key), np.float32(bad.limit))
         metrics = _judged(bad, step, {name: np.asarray(values) for name, values in found.items()}, batch)
         step += chunk
+        writer.write_machine(step, meter.step(chunk))
         if metrics:
             bad.seen(metrics["gradient_norm"])
             writer.write_scalars(step, metrics)
@@ -205,7 +207,7 @@ def _steps(run: Run, stage: str, current, span: tuple[int, int], parts: _Parts, 
             distances = parts.measure(mesh.on_this_process(current.ema, run.mesh))
             writer.write_scalars(step, distances)
             metrics |= distances
-        run.heartbeat.at(stage, step)
+        run.at(stage, step)
         checkpoints.after(step, current, run.stopping, metrics=metrics, flush=writer.flush)
         progress.update(step - first, **{name: metrics[name] for name in ("loss",) if name in metrics})
     return current
