@@ -15,6 +15,7 @@ from jaxdrl.encoders.spec import FeatureSpec
 from jaxdrl.errors import Stopped
 from jaxdrl.evaluation.collect import Network, Space, collect
 from jaxdrl.training.checkpoints import Checkpoints
+from jaxdrl.training.stages import ORDER
 from jaxdrl.training.stopping import Stopping
 from jaxdrl.weights import files
 
@@ -87,12 +88,10 @@ def test_terminated_in_every_stage_it_ends_with_75_and_goes_on(tiny_run, tmp_pat
     workdir, stopped, asked = tmp_path / "run", [], Stopping.requested
 
     def requested(self):
-        stage = max(
-            (path for path in workdir.iterdir() if path.is_dir() and path.name != "data"), key=os.path.getctime, default=None
-        )
-        inside = stage is not None and not (stage / "result.json").exists() and not (stage / "seconds.json").exists()
-        if inside and stage.name not in stopped:
-            stopped.append(stage.name)
+        begun = [stage for stage in ORDER[1:] if (workdir / stage).is_dir() and not (workdir / stage / "result.json").exists()]
+        inside = [stage for stage in begun if stage not in stopped and not (workdir / stage / "seconds.json").exists()]
+        if inside:
+            stopped.append(inside[0])
             os.kill(os.getpid(), signal.SIGTERM)
         return asked(self)
 
