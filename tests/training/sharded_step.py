@@ -1,7 +1,7 @@
 """Run in a process of its own with eight simulated devices: one refresh of post-training on one device and on each mesh given.
 
 Arguments: the algorithm ("adjoint_matching", "nft", "flow_grpo", "marble": adjoint matching of three rewards in two micro-batches), the
-backbone ("SiT", ..., "spectral": SiT with its gate, "+scan": scanned and rematerialised, "+lora": adapters, "+memory": every
+backbone ("SiT", ..., "spectral": SiT with its gate, "+scan": scanned, "+remat", "+lora": adapters, "+memory": every
 way to save memory, "+whole": weights and gradients that are held
 whole on purpose), then meshes as
 "DATAxFSDPxTENSOR". The last line that is printed is JSON: mesh -> how far it is from one device, and what lies where.
@@ -9,6 +9,7 @@ whole on purpose), then meshes as
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -41,7 +42,9 @@ def config_of(algorithm, family):
     if family == "DiTDH":
         config.backbone.fields = ml_collections.ConfigDict({"head_width": 48, "head_num_heads": 4, "mlp_ratio": 3.0})
     if "scan" in options:
-        config.backbone.update(scan_layers=True, remat="full", depth=3)
+        config.backbone.update(scan_layers=True, depth=3)
+    if "remat" in options:
+        config.backbone.remat = "full"
     if "memory" in options:
         config.posttrain.update(shuffle_block=8, buffer_memory="pinned_host", buffer_dtype="bfloat16", reward_batch=8)
         config.mesh.frozen = "fsdp"
@@ -72,7 +75,10 @@ def whole_in(text, config, first, frozen):
     cut = {
         shape(leaf.shape)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(first)
-        if "/blocks_0_" in sharding_rules.path_of(keys) and leaf.ndim == 3 and not leaf.sharding.is_fully_replicated
+        if re.search(r"/blocks_\d+_\d+/", sharding_rules.path_of(keys))
+        and leaf.ndim == 3
+        and leaf.shape[0] > 1
+        and not leaf.sharding.is_fully_replicated
     }
     # The part of one weight may look like the whole of another.
     cut -= {shape(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves((first, frozen))}

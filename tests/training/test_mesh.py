@@ -53,10 +53,8 @@ def test_a_step_of_adjoint_matching_gives_the_same_numbers_on_a_mesh():
 @pytest.mark.parametrize(
     ("algorithm", "family"),
     [
-        *(
-            ("adjoint_matching", family)
-            for family in ("SiT", "SiT+scan+lora", "SiT+scan+memory", "DiT", "JiT", "REPA", "DiTDH", "spectral")
-        ),
+        *(("adjoint_matching", family) for family in ("SiT", "SiT+scan+lora", "SiT+scan+memory", "SiT+scan+remat")),
+        *(("adjoint_matching", f"{family}+scan") for family in ("DiT", "JiT", "REPA", "DiTDH", "spectral")),
         *((algorithm, "SiT+scan") for algorithm in ("nft", "flow_grpo", "marble")),
     ],
 )
