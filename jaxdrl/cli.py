@@ -1,4 +1,4 @@
-"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|evaluate|report|sweep|sample|convert|export`.
+"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|evaluate|report|sweep|plan|sample|convert|export`.
 
 Mistakes of the user are one line on stderr and exit code 2; nothing that was computed is lost by any of them.
 """
@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jaxdrl
-from jaxdrl import convert_command, measure_command, sweep_command
+from jaxdrl import convert_command, measure_command, plan_command, sweep_command
 from jaxdrl.config import Config, default
 from jaxdrl.errors import Lost, Stopped, UserError
 
@@ -34,6 +34,7 @@ commands
   evaluate       ... up to and including the measurement; or measures any images (see `jaxdrl evaluate --help`)
   report         ... up to and including the report (as run)
   sweep          the best guidance: scale x interval, measured, drawn (see `jaxdrl sweep --help`)
+  plan           whether a recipe fits TPUs or GPUs that are not here, and its hours (see `jaxdrl plan --help`)
   sample         images from a model of a workdir (see `jaxdrl sample --help`)
   convert        the authors' PyTorch weights into a folder of ours (see `jaxdrl convert --help`)
   export         ... and back into a file that their code loads (see `jaxdrl export --help`)
@@ -64,7 +65,7 @@ example
   jaxdrl sample --workdir=runs/first --model=base --num=80 --seed=3 --out=base.png
 """
 
-COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sweep", "sample", "convert", "export")
+COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sweep", "plan", "sample", "convert", "export")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,6 +123,7 @@ def _dispatch(argv: list[str]) -> int:
             "export": convert_command.EXPORT_HELP,
             "evaluate": measure_command.EVALUATE_HELP,
             "sweep": sweep_command.SWEEP_HELP,
+            "plan": plan_command.PLAN_HELP,
         }
         print(pages.get(command, HELP.format(version=jaxdrl.__version__)), end="")
         return 0
@@ -132,6 +134,12 @@ def _dispatch(argv: list[str]) -> int:
     if measures and values.samples:
         _start(values.config)
         return measure_command.run(values, values.config)
+    if command == "plan":
+        if "config" not in values:
+            raise UserError(
+                "--config is missing; for example `jaxdrl plan --config=configs/drl_imagenet_sit_xl.py --topology=v5e:4x4`"
+            )
+        return plan_command.run(values, values.config)
     if values.workdir is None:
         raise UserError(f"--workdir is missing; for example `jaxdrl {command} --workdir=runs/first`")
     signal.signal(signal.SIGTERM, _terminate)
@@ -157,6 +165,8 @@ def _parse(command: str, arguments: list[str]) -> flags.FlagValues:
         flags.DEFINE_string("out", None, "File.", flag_values=values)
     if command == "evaluate":
         measure_command.define_flags(values)
+    if command == "plan":
+        plan_command.define_flags(values)
     if command == "sweep":
         sweep_command.define_flags(values)
     recipe, rest = _recipe(arguments)

@@ -46,7 +46,7 @@ def attend(
     Raises:
         ValueError: If the implementation is unknown or cannot run here.
     """
-    chosen = choose(implementation, dtype, jax.default_backend())
+    chosen = choose(implementation, dtype, _platform())
     q, k, v = (lay_out(x, "batch", "tensor", None, None) for x in (q, k, v))
     if chosen == "einsum":
         logits = jnp.einsum("bhid,bhjd->bhij", q, k).astype(jnp.float32) * q.shape[-1] ** -0.5
@@ -63,6 +63,12 @@ def attend(
         seen = None if mask is None else mask[:, None, None]
         out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=chosen, is_causal=causal)
     return out.reshape(*out.shape[:2], -1)
+
+
+def _platform() -> str:
+    """Of the mesh that is set: a program for TPUs can be compiled where there are none; otherwise of the devices here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def choose(implementation: str, dtype: Any, backend: str) -> Literal["einsum", "xla", "cudnn", "splash"]:

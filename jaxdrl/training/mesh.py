@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdrl.errors import UserError
@@ -15,13 +16,14 @@ AXES = ("data", "fsdp", "tensor")
 Tree = TypeVar("Tree")
 
 
-def create_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Lays all devices out as (data, fsdp, tensor).
+def create_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays devices out as (data, fsdp, tensor).
 
     Args:
         data: Size of the data axis; -1 takes what the others leave.
         fsdp: Size of the axis over which weights and batch are sharded.
         tensor: Size of the tensor axis.
+        devices: Which; None: all that are here.
 
     Returns:
         A mesh with Auto axes.
@@ -29,12 +31,14 @@ def create_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     Raises:
         UserError: If the sizes do not multiply to the number of devices.
     """
-    devices = jax.device_count()
-    if data == -1 and devices % (fsdp * tensor) == 0:
-        data = devices // (fsdp * tensor)
-    if data * fsdp * tensor != devices or min(data, fsdp, tensor) < 1:
-        raise UserError(f"config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} must multiply to the {devices} devices here")
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+    count, where = (jax.device_count(), "here") if devices is None else (len(devices), "of the topology")
+    if data == -1 and count % (fsdp * tensor) == 0:
+        data = count // (fsdp * tensor)
+    if data * fsdp * tensor != count or min(data, fsdp, tensor) < 1:
+        raise UserError(f"config.mesh: data={data} x fsdp={fsdp} x tensor={tensor} must multiply to the {count} devices {where}")
+    # `jax.make_mesh` refuses to split an axis of a torus: fsdp=32 on 8 x 8 chips.
+    laid_out = mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
