@@ -1,5 +1,6 @@
 """`jaxdrl plan`: whether a recipe fits a slice, and how long it takes there, before the slice is booked."""
 
+import contextlib
 import json
 import os
 
@@ -76,6 +77,7 @@ def _on_cpu(count: int) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import jax
 
-    if not jax._src.xla_bridge.backends_are_initialized():  # pyright: ignore[reportAttributeAccessIssue]
-        jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_platforms", "cpu")
+    # Too late where JAX is in use already; `devices_of` says so if that matters.
+    with contextlib.suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", count)

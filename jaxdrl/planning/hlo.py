@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-WIDTHS = {"pred": 1, "s4": 0.5, "u4": 0.5, "bf16": 2, "token": 0, "opaque": 0}
+WIDTHS = {"pred": 1.0, "s4": 0.5, "u4": 0.5, "token": 0.0, "opaque": 0.0}
 FREE = {
     *(
         "parameter",
@@ -184,16 +184,17 @@ def size(shape: str, *, everywhere: bool = False) -> float:
     Returns:
         Bytes in the device's main memory.
     """
-    return sum(
+    found = (
         _width(kind) * math.prod(int(n) for n in lengths.split(",") if n)
         for kind, lengths, layout in _SHAPE.findall(shape)
         if everywhere or not re.search(r"S\([1-9]", layout)
     )
+    return sum(found, 0.0)
 
 
 def _width(kind: str) -> float:
     bits = re.search(r"\d+", kind)
-    return WIDTHS[kind] if kind in WIDTHS else int(bits[0]) / 8 if bits else 0
+    return WIDTHS[kind] if kind in WIDTHS else int(bits[0]) / 8 if bits else 0.0
 
 
 def cost(text: str, *, flops: float, bandwidth: float, devices: int) -> Cost:
@@ -309,7 +310,7 @@ def _products(computations: dict[str, Computation], where: Computation, line: In
         return _convolution(where, line)
     if line.op == "fusion":
         inside = computations[line.attribute("calls")]
-        return sum(_products(computations, inside, part) for part in inside.instructions.values())
+        return sum((_products(computations, inside, part) for part in inside.instructions.values()), 0.0)
     return 0.0
 
 
@@ -375,7 +376,9 @@ def _read(computations: dict[str, Computation], inside: Computation, number: int
         return 0.0
     line = inside.parameters[number]
     whole = size(line.shape)
-    return min(whole, sum(_read_by(computations, inside, line.name, user, whole) for user in inside.users.get(line.name, ())))
+    return min(
+        whole, sum((_read_by(computations, inside, line.name, user, whole) for user in inside.users.get(line.name, ())), 0.0)
+    )
 
 
 def _read_by(computations, inside: Computation, name: str, user: Instruction, whole: float) -> float:
@@ -384,17 +387,17 @@ def _read_by(computations, inside: Computation, name: str, user: Instruction, wh
     if user.op == "dynamic-update-slice" and user.operands[0] == name:
         return 0.0
     if user.op == "bitcast":
-        return sum(_read_by(computations, inside, user.name, other, whole) for other in inside.users.get(user.name, ()))
+        return sum((_read_by(computations, inside, user.name, other, whole) for other in inside.users.get(user.name, ())), 0.0)
     if user.op == "fusion":
         called = computations[user.attribute("calls")]
-        return sum(_read(computations, called, i) for i, operand in enumerate(user.operands) if operand == name)
+        return sum((_read(computations, called, i) for i, operand in enumerate(user.operands) if operand == name), 0.0)
     return whole
 
 
 def _written(inside: Computation, name: str) -> float:
     line = inside.instructions[name]
     if line.op == "tuple":
-        return sum(_written(inside, part) for part in line.operands)
+        return sum((_written(inside, part) for part in line.operands), 0.0)
     if line.op == "bitcast" and inside.instructions[line.operands[0]].op == "dynamic-update-slice":
         return _written(inside, line.operands[0])
     if line.op == "dynamic-update-slice":
