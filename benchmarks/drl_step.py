@@ -71,28 +71,38 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Timing:
-    """Of one call.
+    """Of one call, over rounds.
 
     Attributes:
-        wall: Median seconds.
-        low: The shortest.
-        high: The longest.
-        cpu: Median CPU seconds of this process.
+        walls: Seconds of each round.
+        cpus: CPU seconds of this process in each round, all threads.
     """
 
-    wall: float
-    low: float
-    high: float
-    cpu: float
+    walls: tuple[float, ...]
+    cpus: tuple[float, ...]
+
+    @property
+    def wall(self) -> float:
+        """The median."""
+        return statistics.median(self.walls)
+
+    @property
+    def cpu(self) -> float:
+        """The median."""
+        return statistics.median(self.cpus)
 
 
 def main() -> None:
     """Measures what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default=str(ROOT / "configs" / "drl_imagenet_sit_xl.py"))
-    parser.add_argument("--size", default="small", choices=("small", "full"), help="small: the recipe's networks, shrunk for CPUs")
+    parser.add_argument(
+        "--size", default="small", choices=("small", "full"), help="small: the recipe's networks, shrunk for CPUs"
+    )
     parser.add_argument("--dtype", default="", choices=("", "float32", "bfloat16"), help="of all matmuls; empty: the recipe's")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, such as posttrain.num_timesteps=50")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, such as posttrain.num_timesteps=50"
+    )
     parser.add_argument("--steps", default=4, type=int, help="of a timed rollout or adjoint, at most K")
     parser.add_argument("--rounds", default=5, type=int)
     parser.add_argument("--whole", action="store_true", help="also the fused step: a whole refresh a round")
@@ -192,7 +202,9 @@ def measure(config: Config, steps: int, rounds: int, whole: bool) -> None:
     print(f"\nrefresh: {predicted:.3g} s, {options.buffer_size / predicted:.3g} images/s by its phases")
     if whole:
         fused = in_turn([fused_step(config, settings, frozen)], rounds)[0]
-        print(f"fused step: {fused.wall:.3g} s ({fused.low:.3g} to {fused.high:.3g}), {fused.wall / predicted:.2f} of its phases' sum")
+        print(
+            f"fused step: {fused.wall:.3g} s ({min(fused.walls):.3g} to {max(fused.walls):.3g}), {fused.wall / predicted:.2f} of its phases' sum"
+        )
     if peak:
         hours = options.refreshes * predicted / 3600
         print(f"whole stage, {options.refreshes} refreshes on one {device.device_kind}: {hours:.1f} hours, by extrapolation")
@@ -242,7 +254,11 @@ def refresh_phases(config: Config, settings: adjoint.Settings, frozen: common.Fr
     states, reward = roll(frozen.base, noise, labels, jax.random.key(0)), jax.jit(reward_gradient(config))
     calls = {
         "rollout": (lambda: roll(frozen.base, noise, labels, jax.random.key(0)), options.num_timesteps / steps, steps * forward),
-        "reward gradient": (lambda: reward(frozen, noise, labels), 1, 2 * (compute.encoder_flops(config) + compute.decoder_flops(config))),
+        "reward gradient": (
+            lambda: reward(frozen, noise, labels),
+            1,
+            2 * (compute.encoder_flops(config) + compute.decoder_flops(config)),
+        ),
         # The first velocity of all is one forward pass more.
         "adjoint": (
             lambda: back(frozen.base, states, noise, labels),
@@ -251,7 +267,8 @@ def refresh_phases(config: Config, settings: adjoint.Settings, frozen: common.Fr
         ),
     }
     collected = [
-        Phase(name=name, call=_waiting(call), count=chunks * count, flops=together * flops) for name, (call, count, flops) in calls.items()
+        Phase(name=name, call=_waiting(call), count=chunks * count, flops=together * flops)
+        for name, (call, count, flops) in calls.items()
     ]
     return collected + _update_phases(config, settings, frozen, 3 * forward * adjoint_matching.subset_size(settings))
 
@@ -283,7 +300,9 @@ def _update_phases(config: Config, settings: adjoint.Settings, frozen: common.Fr
     size, updates = options.batch_size // parts, options.epochs * (options.buffer_size // options.batch_size)
     shape = (size, options.num_timesteps, *network.sample_shape)
     drawn = lambda: jnp.asarray(rng.standard_normal(shape, np.float32))  # noqa: E731
-    batch = adjoint_matching.Buffer(drawn().astype(options.buffer_dtype), drawn(), jnp.arange(size, dtype=jnp.int32) % network.num_classes)
+    batch = adjoint_matching.Buffer(
+        drawn().astype(options.buffer_dtype), drawn(), jnp.arange(size, dtype=jnp.int32) % network.num_classes
+    )
     key, threshold = jax.random.key(1), jnp.zeros(())
     loss = lambda params, batch: adjoint_matching.loss(network.velocity, params, batch, key, threshold, settings)[0]  # noqa: E731
     norms = jax.jit(lambda params, batch: adjoint_matching.trajectory_losses(network.velocity, params, batch, key, settings)[0])
@@ -296,9 +315,13 @@ def _update_phases(config: Config, settings: adjoint.Settings, frozen: common.Fr
         held[0] = apply(held[0], frozen.base)
         return held[0]
 
-    phases = [Phase(name="gradient", call=_waiting(lambda: gradient(frozen.base, batch)), count=updates * parts, flops=size * flops)]
+    phases = [
+        Phase(name="gradient", call=_waiting(lambda: gradient(frozen.base, batch)), count=updates * parts, flops=size * flops)
+    ]
     if parts > 1:
-        phases.append(Phase(name="norms for the mask", call=_waiting(lambda: norms(frozen.base, batch)), count=updates * parts, flops=0))
+        phases.append(
+            Phase(name="norms for the mask", call=_waiting(lambda: norms(frozen.base, batch)), count=updates * parts, flops=0)
+        )
     return [*phases, Phase(name="optimizer", call=_waiting(step), count=updates, flops=0)]
 
 
@@ -342,11 +365,7 @@ def in_turn(calls: Sequence[Callable[[], Any]], rounds: int) -> list[Timing]:
             wall, cpu = time.perf_counter(), time.process_time()
             call()
             times.append((time.perf_counter() - wall, time.process_time() - cpu))
-    walls, cpus = ([[pair[i] for pair in times] for times in taken] for i in (0, 1))
-    return [
-        Timing(wall=statistics.median(wall), low=min(wall), high=max(wall), cpu=statistics.median(cpu))
-        for wall, cpu in zip(walls, cpus, strict=True)
-    ]
+    return [Timing(walls=tuple(wall for wall, _ in times), cpus=tuple(cpu for _, cpu in times)) for times in taken]
 
 
 def peak_flops(kind: str) -> float | None:
@@ -385,7 +404,7 @@ def table(phases: Sequence[Phase], timings: Sequence[Timing], images: int, produ
         seconds, speed = phase.count * timing.wall, phase.flops / timing.wall
         cells = (
             phase.name,
-            f"{timing.wall:.3g} ({timing.low:.3g} to {timing.high:.3g})",
+            f"{timing.wall:.3g} ({min(timing.walls):.3g} to {max(timing.walls):.3g})",
             f"{timing.cpu:.3g}",
             f"{100 * seconds / total:.0f} %",
             f"{images / seconds:.3g}",
