@@ -349,7 +349,7 @@ class AdjointMatching:
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     def _keep(self, norms: torch.Tensor) -> torch.Tensor:
         """(6)."""
@@ -413,7 +413,8 @@ def compare(config: Config, frozen: common.Frozen) -> dict[str, float]:
     """
     settings, key, network = adjoint.settings_from(config), jax.random.key(0), models.backbone(config)
     drawn, theirs = draws(config, settings, key), rival(config, frozen)
-    buffer, losses = theirs.collect(drawn), theirs.refresh(drawn)
+    buffer = theirs.collect(drawn)
+    losses = [theirs.update(buffer, drawn.labels, *batch) for batch in drawn.batches]
     devices = mesh.create_mesh()
     with jax.set_mesh(devices):
         after, metrics = adjoint.compile_step(config, settings, devices)(adjoint.initial_state(config, frozen.base), frozen, key)
