@@ -25,6 +25,7 @@ from jaxdrl.training import (
     methods,
     models,
     reward_weights,
+    telemetry,
 )
 from jaxdrl.training.checkpoints import Checkpoints
 from jaxdrl.training.context import Run
