@@ -11,6 +11,7 @@ drawn. Operations are those that the method needs (`training/compute.py`): what 
 
 import argparse
 import ast
+import functools
 import importlib.util
 import multiprocessing
 import statistics
@@ -154,12 +155,12 @@ def configured(recipe: str, size: str, dtype: str, changes: Sequence[str]) -> Co
     for part in parts if dtype else ():
         part.dtype = dtype
     for change in changes:
-        key, equals, value = change.partition("=")
+        key, _, value = change.partition("=")
+        *parents, last = key.split(".")
         try:
-            if not equals or key not in dict(_keys(config)):
-                raise KeyError("no such key")
-            config.update_from_flattened_dict({key: _parsed(value)})
-        except (KeyError, TypeError, ValueError) as error:
+            node = functools.reduce(lambda node, name: node[name], parents, config)
+            node[last] = _parsed(value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"--set: {change!r}: {error}; write KEY=VALUE with a key of jaxdrl/config.py") from error
     return config
 
@@ -483,15 +484,6 @@ def _once(config: Config) -> Config:
     """The config with no pass that only saves memory, whose operations are those that the method needs."""
     found: Any = config.copy_and_resolve_references()
     found.posttrain.micro_batches = 1
-    return found
-
-
-def _keys(tree: Config, prefix: str = "") -> list[tuple[str, Any]]:
-    """Every key below, dotted."""
-    found = []
-    for key, value in tree.items():
-        inner = _keys(value, f"{prefix}{key}.") if hasattr(value, "items") else []
-        found += [(f"{prefix}{key}", value), *inner]
     return found
 
 

@@ -121,14 +121,16 @@ class SiT(nn.Module):
         width, patch, (height, _, channels) = fields["width"], fields["patch_size"], fields["sample_shape"]
         self.patch, self.grid, self.frequencies = patch, height // patch, fields.get("frequency_dim", 256)
         self.halves = 2 if fields.get("learn_sigma", True) else 1
-        self.x_embedder, self.t_embedder, self.y_embedder = nn.Module(), nn.Module(), nn.Module()
+        self.x_embedder: Any = nn.Module()
+        self.t_embedder: Any = nn.Module()
+        self.y_embedder: Any = nn.Module()
         self.x_embedder.proj = nn.Conv2d(channels, width, patch, patch)
         self.t_embedder.mlp = nn.Sequential(nn.Linear(self.frequencies, width), nn.SiLU(), nn.Linear(width, width))
         self.y_embedder.embedding_table = nn.Embedding(fields["num_classes"] + 1, width)
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2, width), requires_grad=False)
         ratio = fields.get("mlp_ratio", 4.0)
         self.blocks = nn.ModuleList(Block(width, fields["num_heads"], ratio) for _ in range(fields["depth"]))
-        self.final_layer = nn.Module()
+        self.final_layer: Any = nn.Module()
         self.final_layer.linear = nn.Linear(width, patch**2 * channels * self.halves)
         self.final_layer.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
@@ -421,8 +423,10 @@ def compare(config: Config, frozen: common.Frozen) -> dict[str, float]:
     keys = jax.random.split(jax.random.fold_in(key, 0), 3)
     reward = lambda x, y: common.rewards(config, frozen)[0](x, y)  # noqa: E731
     noise, labels = (jnp.asarray(value.numpy()) for value in (drawn.noise.permute(0, 2, 3, 1), drawn.labels))
-    collect = jax.jit(lambda *at: adjoint_matching.collect(network.velocity, *at[:2], reward, *at[2:], settings)[0])
-    ours = collect(frozen.base, frozen.base, noise, labels.astype(jnp.int32), keys[1])
+    collect = jax.jit(
+        lambda params, x, y, key: adjoint_matching.collect(network.velocity, params, frozen.base, reward, x, y, key, settings)[0]
+    )
+    ours = collect(frozen.base, noise, labels.astype(jnp.int32), keys[1])
     steps_first = lambda values: channels_first(jnp.moveaxis(values, 1, 0))  # noqa: E731
     gain = torch.tensor(settings.schedule.gain, dtype=torch.float32).reshape(-1, 1, 1, 1, 1)
     before, moved, wanted = (to_torch(network, tree) for tree in (frozen.base, after.model.params, frozen.base))
