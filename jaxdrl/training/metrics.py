@@ -98,8 +98,9 @@ class MetricWriter:
 
     def _show(self, stage: str, step: int, scalars: Mapping[str, Any]) -> None:
         named = {f"{stage}/{name}": float(value) for name, value in scalars.items()}
-        for name, value in named.items() if self._events is not None else ():
-            self._events.add_scalar(name, value, step)
+        if self._events is not None:
+            for name, value in named.items():
+                self._events.add_scalar(name, value, step)
         if self._wandb is not None:
             # A step of each stage's own: wandb's counter can only rise.
             self._wandb.log(named | {f"{stage}/step": int(step)})
