@@ -32,25 +32,10 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow.memoryless import Schedule, lean_adjoint, rollout
 from jaxdrl.rewards import discriminator
-from jaxdrl.training import compute, loading, mesh, models, state
+from jaxdrl.training import compute, loading, mesh, models, state, telemetry
 from jaxdrl.training.methods import adjoint, common
 
 ROOT = Path(__file__).parent.parent
-# Dense bfloat16 products, TFLOP/s, from the makers' data sheets; the longest name that fits counts.
-PEAKS = {
-    "B200": 2250,
-    "H200": 989,
-    "H100": 989,
-    "H100 PCIe": 756,
-    "A100": 312,
-    "L40S": 362,
-    "L4": 121,
-    "RTX 4090": 165,
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5": 459,
-    "TPU v6 lite": 918,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +179,7 @@ def measure(config: Config, steps: int, rounds: int, whole: bool) -> None:
     phases = refresh_phases(config, settings, frozen, min(steps, options.num_timesteps))
     product = Phase(name="product of matrices", **_product(config.backbone.dtype), count=0)
     timings = in_turn([phase.call for phase in (*phases, product)], rounds)
-    device, peak = jax.devices()[0], peak_flops(jax.devices()[0].device_kind)
+    device, peak = jax.devices()[0], telemetry.peak_flops(jax.devices()[0].device_kind)
     network = dict(models.backbone(config).fields)
     sizes = ", ".join(f"{key} {network[key]}" for key in ("width", "depth", "patch_size", "sample_shape"))
     print(f"{time.strftime('%Y-%m-%d')}, {device.device_kind}, jax {jax.__version__}; {network['dtype']}, {sizes}\n")
@@ -369,20 +354,6 @@ def in_turn(calls: Sequence[Callable[[], Any]], rounds: int) -> list[Timing]:
     return [Timing(walls=tuple(wall for wall, _ in times), cpus=tuple(cpu for _, cpu in times)) for times in taken]
 
 
-def peak_flops(kind: str) -> float | None:
-    """The most operations a second.
-
-    Args:
-        kind: `device_kind` of a device.
-
-    Returns:
-        FLOP/s of dense bfloat16 products, or None where the device is not in `PEAKS`.
-    """
-    words = set(kind.replace("-", " ").split())
-    fitting = [name for name in PEAKS if set(name.split()) <= words]
-    return 1e12 * PEAKS[max(fitting, key=len)] if fitting else None
-
-
 def table(phases: Sequence[Phase], timings: Sequence[Timing], images: int, product: float, peak: float | None) -> list[str]:
     """The phases as Markdown.
 
@@ -391,7 +362,7 @@ def table(phases: Sequence[Phase], timings: Sequence[Timing], images: int, produ
         timings: One a phase.
         images: Trajectories of a refresh.
         product: FLOP/s of a large product of matrices here.
-        peak: From `peak_flops`.
+        peak: From `telemetry.peak_flops`.
 
     Returns:
         Lines.

@@ -4,7 +4,6 @@ None of it is repeated by a resumed run, so it goes to `<workdir>/machine.jsonl`
 too, where these are asked for. One compiled program is one step, so a host sees no phases of it: their names (`jax.named_scope`) are in the traces.
 """
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,21 @@ import jax
 from jaxdrl.errors import UserError
 from jaxdrl.planning.chips import CHIPS
 
-# What `jax.Device.device_kind` calls them.
-_KINDS = {"TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5p": "v5p", "TPU v5": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e"}
+# By what `jax.Device.device_kind` says; those that runs are planned for are in `planning/chips.py`, the others' peaks are from the makers' data sheets.
+_PEAKS = {
+    "TPU v4": 275e12,
+    "TPU v5": CHIPS["v5p"].flops,
+    "TPU v5 lite": CHIPS["v5e"].flops,
+    "TPU v6 lite": CHIPS["v6e"].flops,
+    "A100": CHIPS["a100"].flops,
+    "H100": CHIPS["h100"].flops,
+    "H100 PCIe": 756e12,
+    "H200": CHIPS["h200"].flops,
+    "B200": 2250e12,
+    "L4": 121e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+}
 
 
 def peak_flops(kind: str) -> float | None:
@@ -28,8 +40,9 @@ def peak_flops(kind: str) -> float | None:
     Returns:
         Operations a second; None where it is not known, as for CPUs.
     """
-    name = _KINDS.get(kind) or next((name for name in CHIPS if name.upper() in re.split(r"[ -]", kind.upper())), None)
-    return CHIPS[name].flops if name else None
+    words = set(kind.replace("-", " ").replace("v5p", "v5").split())
+    fitting = [name for name in _PEAKS if set(name.split()) <= words]
+    return _PEAKS[max(fitting, key=len)] if fitting else None
 
 
 def memory() -> dict[str, float]:
