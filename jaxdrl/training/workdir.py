@@ -20,7 +20,7 @@ def open_workdir(path: Path, config: Any) -> None:
 
     Args:
         path: The folder.
-        config: A `ConfigDict`; keys under `runtime` and `posttrain.host` may differ from those stored, except
+        config: A `ConfigDict`; keys under `runtime`, `mesh` and `posttrain.host` may differ from those stored, except
             `posttrain.host.overlap`; so may the url of a remote reward, and how it is asked.
 
     Raises:
@@ -172,7 +172,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 # How a run is carried out, how patient it is with what fails, and where a remote reward is. What overlaps changes the numbers.
 _MAY_DIFFER = re.compile(
-    r"runtime\.|posttrain\.host\.(?!overlap$)|posttrain\.rewards\.[^.]+\.(url|workers|batch_size|token_variable|timeout_seconds)$"
+    r"runtime\.|mesh\.|posttrain\.host\.(?!overlap$)|posttrain\.rewards\.[^.]+\.(url|workers|batch_size|token_variable|timeout_seconds)$"
 )
 
 

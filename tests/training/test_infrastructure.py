@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxdrl import cli
+from jaxdrl.config import default
 from jaxdrl.errors import UserError
 from jaxdrl.training import checkpoints as checkpoints_module
 from jaxdrl.training import mesh, randomness, state, workdir
@@ -277,3 +278,14 @@ def test_in_batches_refuses_ragged_and_empty_input():
     for arrays in ((np.zeros((0, 3)),), (np.zeros((4, 3)), np.zeros(3))):
         with pytest.raises(ValueError, match="leading axis"):
             unchecked(lambda *parts: parts[0], *arrays)
+
+
+def test_a_run_may_go_on_on_another_mesh_and_with_no_other_numbers(tmp_path):
+    config = default()
+    workdir.open_workdir(tmp_path, config)
+    with config.unlocked():
+        config.mesh.update(data=1, fsdp=4, frozen="replicated")
+    workdir.open_workdir(tmp_path, config)
+    config.posttrain.learning_rate *= 2
+    with pytest.raises(UserError, match=r"config\.posttrain\.learning_rate"):
+        workdir.open_workdir(tmp_path, config)
