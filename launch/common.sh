@@ -85,7 +85,9 @@ join_run() {
 shared_workdir() {
   local word
   for word in "${command[@]}"; do
-    [[ $word == --workdir=gs://?* || $word == --workdir=/?* ]] && return
+    [[ $word != --workdir=*://* ]] ||
+      die "$word: a workdir is a folder that all workers mount; a bucket is for --config.runtime.checkpoints.directory=gs://BUCKET/NAME"
+    [[ $word != --workdir=/?* ]] || return 0
   done
-  die "--workdir must be gs://BUCKET/... or an absolute path on storage that every worker mounts; write it as --workdir=DIR behind --"
+  die "--workdir must be an absolute path on storage that every worker mounts; write it as --workdir=/DIR behind --"
 }

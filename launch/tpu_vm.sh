@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on Cloud TPU VMs, by queued resources: from a request for a slice to a finished run, through preemptions.
 #
-# usage: launch/tpu_vm.sh ACTION --name=NAME --zone=ZONE [options] [-- jaxdrl run --config=FILE --workdir=gs://BUCKET/DIR ...]
+# usage: launch/tpu_vm.sh ACTION --name=NAME --zone=ZONE [options] [-- jaxdrl run --config=FILE --workdir=/shared/DIR ...]
 #
 # actions
 #   create  requests the slice and waits until it is there
@@ -23,6 +23,7 @@
 #   --valid-until=DURATION      how long the request may wait, such as 6h; default: for ever
 #   --create-flag=FLAG --ssh-flag=FLAG   further flags of gcloud, may be repeated: --ssh-flag=--tunnel-through-iap
 #   --env=NAME=VALUE            for the command, may be repeated; it is readable on the workers: no secrets
+#   --nfs=HOST:/SHARE           mounted by setup on every worker as /shared, where workdirs can be: Filestore, or any NFS server
 #   --extra=NAMES               extras of the package to install besides tpu, such as tfds
 #   --restarts=N                of the command on a worker, within an hour; default 5
 #   --recreations=N             of the slice after a preemption; default 50
@@ -37,7 +38,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck source=launch/common.sh
 source "$here/common.sh"
 
-action=${1:-} name="" zone="" project="" accelerator_type="" runtime_version="" slices=1 tier="" valid_until="" extra=""
+action=${1:-} name="" zone="" project="" accelerator_type="" runtime_version="" slices=1 tier="" valid_until="" extra="" nfs=""
 restarts=5 recreations=50 poll=60 delete_after="" create_flags=() ssh_flags=() environment=()
 detached="\$HOME/jaxdrl/launch/detached.sh" deleted="" failures=0
 (($# == 0)) || shift
@@ -57,6 +58,7 @@ while (($#)); do
     --create-flag=*) create_flags+=("${1#*=}") ;;
     --ssh-flag=*) ssh_flags+=("${1#*=}") ;;
     --env=*) environment+=("${1#*=}") ;;
+    --nfs=*) nfs=${1#*=} ;;
     --extra=*) extra=${1#*=} ;;
     --restarts=*) restarts=${1#*=} ;;
     --recreations=*) recreations=${1#*=} ;;
@@ -73,6 +75,7 @@ check() {
   number --slices "$slices" && number --restarts "$restarts" && number --recreations "$recreations" && number --poll "$poll"
   ((slices >= 1)) || die "--slices must be at least 1"
   [[ -z $extra || $extra =~ ^[a-z]+(,[a-z]+)*$ ]] || die "--extra must be names such as tfds,tensorboard, got '$extra'"
+  [[ -z $nfs || $nfs =~ ^[A-Za-z0-9.-]+:/[A-Za-z0-9._/-]*$ ]] || die "--nfs must be HOST:/SHARE, got '$nfs'"
   local pair
   for pair in "${environment[@]}"; do
     [[ $pair =~ ^[A-Za-z_][A-Za-z0-9_]*= ]] || die "--env must be NAME=VALUE, got '$pair'"
@@ -159,12 +162,19 @@ setup() {
   execute git -C "${here%/*}" archive --format=tar.gz --output="$folder/jaxdrl.tar.gz" HEAD &&
     cloud queued-resources scp "$folder/jaxdrl.tar.gz" "$name:jaxdrl.tar.gz" --node=all --worker=all "${ssh_flags[@]}" || return 1
   [[ -n $dry_run ]] || rm -rf "$folder"
+  [[ -z $nfs ]] || on_workers all "$(mounting)" || return 1
   # The images have Python 3.10; uv brings its own. Files of an earlier checkout must not stay beside the new ones.
   on_workers all "if $detached status 2>/dev/null | grep -qx running; then echo 'a run is under way; stop it first' >&2; exit 1; fi; \
 PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --user --quiet --upgrade uv && \
 rm -rf ~/jaxdrl && mkdir ~/jaxdrl && tar -xzf ~/jaxdrl.tar.gz -C ~/jaxdrl && cd ~/jaxdrl && \
 python3 -m uv venv --quiet --clear --python=3.11 ~/jaxdrl-env && \
 python3 -m uv pip install --quiet --python=\$HOME/jaxdrl-env/bin/python -e '.[$extras]' -c constraints.txt"
+}
+
+# fstab, since a worker may be started again. A new share belongs to root alone.
+mounting() {
+  echo "mountpoint --quiet /shared || { sudo apt-get install --yes --quiet nfs-common && sudo mkdir -p /shared && \
+echo '$nfs /shared nfs defaults,_netdev 0 0' | sudo tee -a /etc/fstab && sudo mount /shared && sudo chmod a+rwx /shared; }"
 }
 
 # 1, too, is restarted: a worker whose peer is gone may see that as an error of its own.

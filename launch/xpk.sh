@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on GKE through XPK (https://github.com/AI-Hypercomputer/xpk, `pip install xpk`): the cluster, the workload, its restarts.
 #
-# usage: launch/xpk.sh ACTION --cluster=NAME --zone=ZONE [options] [-- jaxdrl run --config=configs/FILE --workdir=gs://BUCKET/DIR ...]
+# usage: launch/xpk.sh ACTION --cluster=NAME --zone=ZONE [options] [-- jaxdrl run --config=configs/FILE --workdir=/shared/DIR ...]
 #
 # actions
 #   cluster  creates the cluster with its slices

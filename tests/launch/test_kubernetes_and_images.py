@@ -8,7 +8,7 @@ import yaml
 
 from tests.launch.shells import LAUNCH, ROOT, run
 
-RUN = ("--", "jaxdrl", "run", "--config=configs/drl_digits.py", "--workdir=gs://bucket/first")
+RUN = ("--", "jaxdrl", "run", "--config=configs/drl_digits.py", "--workdir=/shared/first")
 PLACE = ("--cluster=pod", "--zone=us-east5-b", "--project=ours", "--image=registry/jaxdrl:tpu")
 
 
@@ -34,7 +34,7 @@ def test_xpk_restarts_what_was_interrupted():
         "--workload=drl", "--cluster=pod", "--zone=us-east5-b", "--project=ours", "--tpu-type=v6e-256", "--num-slices=2",
         "--docker-image=registry/jaxdrl:tpu", "--priority=high", "--max-restarts=7", "--restart-on-exit-codes=1,75",
         "--termination-grace-period-seconds=90", "--env=A=b c",
-        "--command=exec jaxdrl run --config=configs/drl_digits.py --workdir=gs://bucket/first --config.runtime.distributed=auto",
+        "--command=exec jaxdrl run --config=configs/drl_digits.py --workdir=/shared/first --config.runtime.distributed=auto",
     }  # fmt: skip
     gone, again = words("resume", *options, *RUN)
     assert gone[:4] == ["xpk", "workload", "delete", "--workload=drl"]

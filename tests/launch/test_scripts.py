@@ -14,7 +14,7 @@ from tests.launch.shells import LAUNCH, ROOT, environment, error, program, run
 
 SCRIPTS = sorted(path.name for pattern in ("*.sh", "*.sbatch") for path in LAUNCH.glob(pattern))
 RUNNABLE = [name for name in SCRIPTS if name != "common.sh"]
-RUN = ("--", "jaxdrl", "run", "--config=configs/drl_digits.py", "--workdir=gs://bucket/first")
+RUN = ("--", "jaxdrl", "run", "--config=configs/drl_digits.py", "--workdir=/shared/first")
 PLACE = ("--name=drl", "--zone=us-east5-b", "--accelerator-type=v6e-16")
 CLUSTER = ("--cluster=pod", "--zone=us-east5-b", "--tpu-type=v6e-16", "--image=registry/jaxdrl:tpu", "--spot")
 DRY = {
@@ -97,7 +97,13 @@ def test_an_unknown_option_is_one_line(name):
         ("tpu_vm.sh", ["create", *PLACE, "--slices=two"], "--slices must be a whole number"),
         ("tpu_vm.sh", ["run", *PLACE], "the command is missing"),
         ("tpu_vm.sh", ["run", *PLACE, "--", "python", "x.py"], "must start with jaxdrl"),
-        ("tpu_vm.sh", ["run", *PLACE, "--", "jaxdrl", "run", "--workdir=runs/first"], "--workdir must be gs://"),
+        ("tpu_vm.sh", ["run", *PLACE, "--", "jaxdrl", "run", "--workdir=runs/first"], "--workdir must be an absolute path"),
+        (
+            "tpu_vm.sh",
+            ["run", *PLACE, "--", "jaxdrl", "run", "--workdir=gs://b/first"],
+            "config.runtime.checkpoints.directory=gs://",
+        ),
+        ("tpu_vm.sh", ["setup", *PLACE, "--nfs=10.0.0.2"], "--nfs must be HOST:/SHARE"),
         ("tpu_vm.sh", ["run", *PLACE, "--env=A", *RUN], "--env must be NAME=VALUE"),
         ("xpk.sh", ["cluster", "--cluster=pod", "--zone=a", "--tpu-type=v6e-16"], "how the machines are paid for"),
         ("xpk.sh", ["run", "--cluster=pod", "--zone=a", "--tpu-type=v6e-16", *RUN], "--image is missing"),

@@ -7,7 +7,7 @@ import pytest
 from tests.launch.shells import LAUNCH, environment, program, run
 
 PLACE = ("--name=drl", "--zone=us-east5-b", "--project=ours", "--accelerator-type=v5p-128", "--poll=0")
-COMMAND = ("--", "jaxdrl", "run", "--config=configs/drl_digits.py", "--workdir=gs://bucket/it's")
+COMMAND = ("--", "jaxdrl", "run", "--config=configs/drl_digits.py", "--workdir=/shared/it's")
 GCLOUD = r"""
 echo "$*" >> "$FAKE/log"; verb=$4; state=$FAKE/state
 for word in "$@"; do [[ $word != --command=* ]] || line=${word#--command=}; done
@@ -181,3 +181,18 @@ def test_step_by_step_and_stopped(tmp_path):
 def _dying(tmp_path):
     program(tmp_path / "other", "jaxdrl", "exit 3")
     return environment(tmp_path / "other")["PATH"].replace(":", f":{tmp_path}/bin:", 1)
+
+
+def test_a_share_is_mounted_once_before_the_code_is_installed(tmp_path):
+    env = fake(tmp_path, "exit 0")
+    program(tmp_path / "bin", "sudo", '[[ $1 != tee ]] || cat > "$FAKE/fstab"; echo "$*" >> "$FAKE/sudo"')
+    program(tmp_path / "bin", "mountpoint", "[[ -e $FAKE/fstab ]]")
+    assert run("tpu_vm.sh", "create", *PLACE, env=env).returncode == 0
+    for _ in range(2):
+        done = run("tpu_vm.sh", "setup", *PLACE, "--nfs=10.0.0.2:/runs", env=env)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "fstab").read_text() == "10.0.0.2:/runs /shared nfs defaults,_netdev 0 0\n"
+    assert (tmp_path / "sudo").read_text().splitlines().count("mount /shared") == 1
+    program(tmp_path / "bin", "mountpoint", "exit 1")
+    program(tmp_path / "bin", "sudo", "exit 1")
+    assert run("tpu_vm.sh", "setup", *PLACE, "--nfs=10.0.0.2:/runs", env=env).returncode != 0  # nothing is installed without it
