@@ -10,6 +10,7 @@ jax and torch take turns on the same cores, and the median of the rounds is show
 
 import argparse
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def measure(name: str, options: argparse.Namespace) -> list[tuple[str, float, fl
     return [(what, *(options.batch / seconds for seconds in in_turn(calls, options.rounds))) for what, calls in pairs.items()]
 
 
-class Original:
+class Original(ABC):
     """A model in PyTorch; weights are drawn as soon as its modules are there.
 
     Attributes:
@@ -185,17 +186,17 @@ class Original:
         """Ids of drawn prompts, or None."""
         return None
 
+    @abstractmethod
     def embedding(self) -> int:
         """Width of what the head takes."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self) -> dict[str, Any]:
         """The modules."""
-        raise NotImplementedError
 
+    @abstractmethod
     def judge(self, ids: np.ndarray | None) -> Callable[[Any], Any]:
         """Images [batch, 3, h, w] in [-1, 1] -> scores."""
-        raise NotImplementedError
 
 
 class Clip(Original):
