@@ -29,7 +29,8 @@ def tiny_run(tmp_path_factory):
     with (shared / "tiny_run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (workdir / "report" / "result.json").exists():
-            assert cli.main(["run", f"--config={ROOT}/configs/drl_digits.py:tiny", f"--workdir={workdir}"]) == 0
+            traced = ["--config.runtime.profile.stage=posttrain", "--config.runtime.profile.first=1"]
+            assert cli.main(["run", f"--config={ROOT}/configs/drl_digits.py:tiny", f"--workdir={workdir}", *traced]) == 0
     return workdir
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from jaxdrl import cli
 from jaxdrl.evaluation import drift
+from jaxdrl.training.metrics import read_metrics
 from jaxdrl.weights import files
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +59,13 @@ def test_every_stage_left_its_result_and_no_checkpoints(tiny_run):
     for stage in STAGES:
         assert (tiny_run / stage / "result.json").exists(), stage
         assert not list((tiny_run / stage).glob("checkpoints*")), stage
+
+
+def test_the_phases_of_a_traced_step_were_timed(tiny_run):
+    (found,) = (line for line in read_metrics(tiny_run, "machine.jsonl") if "phase_seconds/rollout" in line)
+    assert found["stage"] == "posttrain" and found["step"] == 2
+    assert all(found[f"phase_seconds/{phase}"] > 0 for phase in ("rollout", "adjoint", "update"))
+    assert list((tiny_run / "profile").rglob("perfetto_trace.json.gz"))
 
 
 def test_the_tuned_model_is_not_the_base(tiny_run):

@@ -88,6 +88,18 @@ def posttrain_flops(config: Config) -> float:
     Returns:
         Floating-point operations.
     """
+    return config.posttrain.refreshes * sum(refresh_flops(config).values())
+
+
+def refresh_flops(config: Config) -> dict[str, float]:
+    """Operations of one refresh, by phase.
+
+    Args:
+        config: A run's config.
+
+    Returns:
+        Phase of `training/phases.py` -> floating-point operations of all samples.
+    """
     settings = config.posttrain
     if settings.algorithm != "adjoint_matching":
         return _policy_flops(config)
@@ -96,9 +108,17 @@ def posttrain_flops(config: Config) -> float:
     # An adjoint is one pullback a step, through one evaluation of the base for all; the norms of the outlier mask are one forward pass.
     adjoints = (1 + count) * settings.num_timesteps + 1
     forwards = 2 if settings.micro_batches > 1 else 1
-    per_trajectory = settings.num_timesteps + adjoints + (forwards + 2 * _backward_passes(config)) * settings.epochs * subset
-    reward = (1 + count) * (encoder_flops(config) + decoder_flops(config))
-    return settings.refreshes * settings.buffer_size * (per_trajectory * generator_flops(config) + reward)
+    updates = float(forwards + 2 * _backward_passes(config)) * settings.epochs * subset
+    return _by_phase(config, rollout=settings.num_timesteps, adjoint=adjoints, update=updates, rewards=1 + count)
+
+
+def _by_phase(config: Config, *, rollout: int, adjoint: int, update: float, rewards: int) -> dict[str, float]:
+    """Of how many passes of a generator, and of decoder and encoder, a sample takes."""
+    size, forward = config.posttrain.buffer_size, generator_flops(config)
+    passes = {"rollout": rollout, "adjoint": adjoint, "update": update}
+    seen = {"decode": decoder_flops(config), "encode": encoder_flops(config)}
+    found = {name: size * count * forward for name, count in passes.items()}
+    return found | {name: size * rewards * flops for name, flops in seen.items()}
 
 
 def _backward_passes(config: Config) -> float:
@@ -108,7 +128,7 @@ def _backward_passes(config: Config) -> float:
     return 1.0 if every is None else 1 + len(dict(settings.rewards)) / every
 
 
-def _policy_flops(config: Config) -> float:
+def _policy_flops(config: Config) -> dict[str, float]:
     """Rollouts, rewards and updates of a policy gradient; a full MARBLE solve's further backward passes are not counted."""
     settings = config.posttrain
     if settings.algorithm == "nft":
@@ -121,9 +141,7 @@ def _policy_flops(config: Config) -> float:
     else:
         steps = settings.flow_grpo.num_steps
         rollout, trained, others = steps, settings.flow_grpo.window or max(1, steps - 1), 1
-    per_sample = rollout + (3 + others) * settings.epochs * trained
-    samples = settings.refreshes * settings.buffer_size
-    return samples * (per_sample * generator_flops(config) + encoder_flops(config) + decoder_flops(config))
+    return _by_phase(config, rollout=rollout, adjoint=0, update=float((3 + others) * settings.epochs * trained), rewards=1)
 
 
 def discriminator_flops(config: Config, steps: int, fakes: int, encoded: int) -> float:

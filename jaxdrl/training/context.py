@@ -36,16 +36,18 @@ class Run:
     heartbeat: Heartbeat = field(default_factory=Heartbeat)
     profile: ProfileWindow | None = None
 
-    def at(self, stage: str, step: int) -> None:
+    def at(self, stage: str, step: int) -> Path | None:
         """Tells all who want to know how far a stage is.
 
         Args:
             stage: Its name.
             step: How many of its steps are done.
+
+        Returns:
+            The folder of a trace that ends here, if one does.
         """
         self.heartbeat.at(stage, step)
-        if self.profile is not None:
-            self.profile.at(stage, step)
+        return None if self.profile is None else self.profile.at(stage, step)
 
     @property
     def keep(self) -> Keep:

@@ -1,7 +1,7 @@
 """What the machine does while a run computes: time of a step, images a second, share of the peak, memory, chip-hours; and traces.
 
 None of it is repeated by a resumed run, so it goes to `<workdir>/machine.jsonl` and not to `metrics.jsonl`; to TensorBoard and Weights & Biases
-too, where these are asked for. One compiled program is one step, so a host sees no phases of it: their names (`jax.named_scope`) are in the traces.
+too, where these are asked for. One compiled program is one step, so a host sees no phases of it: they are measured from a trace (`phases.py`).
 """
 
 import time
@@ -129,20 +129,25 @@ class ProfileWindow:
                 f"config.runtime.profile: first ({options.first}) must be at least 0 and count ({options.count}) at least 1"
             )
         self._folder, self._stage = workdir / "profile", options.stage
-        self._first, self._count, self._ends = options.first, options.count, 0
+        self._first, self.count, self._ends = options.first, options.count, 0
 
-    def at(self, stage: str, step: int) -> None:
+    def at(self, stage: str, step: int) -> Path | None:
         """Begins or ends the trace, where it is time to.
 
         Args:
             stage: The stage's name.
             step: How many of its steps are done.
+
+        Returns:
+            The trace's folder, where it ends here.
         """
         if self._ends and step >= self._ends:
             self.close()
-        elif stage == self._stage and not self._ends and step >= self._first:
+            return self._folder
+        if stage == self._stage and not self._ends and step >= self._first:
             jax.profiler.start_trace(str(self._folder), create_perfetto_trace=True)
-            self._ends = step + self._count
+            self._ends = step + self.count
+        return None
 
     def close(self) -> None:
         """Ends a trace that is under way; there is one trace a process."""

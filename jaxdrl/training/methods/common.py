@@ -135,7 +135,7 @@ def rewards(config: Config, weights: Frozen | None = None, *, measured: bool = F
 def _reward(config: Config, label: str, given: Mapping[str, Any], weights: Frozen) -> Reward:
     fields = scoring.fields_of(config, label, given)
     name, own = fields.pop("name", label), weights.rewards.get(label) or {}
-    through = lambda which, params: lambda images: models.features(config, which)(params, images)  # noqa: E731
+    through = lambda which, params: lambda images: jax.named_scope("encode")(models.features(config, which))(params, images)  # noqa: E731
     if name == "discriminator":
         fields |= {"params": weights.head, "features": through("reward", weights.encoder)}
     elif name == "class_confidence":

@@ -287,8 +287,10 @@ class _Halves:
         policy = common.merged(self.settings.lora, frozen.base, old)
 
         def score(samples, labels):
-            images, missing = tokenizer.decode(frozen.tokenizer, samples), jnp.full(len(labels), jnp.nan)
-            return images, jnp.stack([reward(images, labels) if reward.traced else missing for reward in chosen], axis=1)
+            with jax.named_scope("decode"):
+                images, missing = tokenizer.decode(frozen.tokenizer, samples), jnp.full(len(labels), jnp.nan)
+            with jax.named_scope("reward"):
+                return images, jnp.stack([reward(images, labels) if reward.traced else missing for reward in chosen], axis=1)
 
         def collect(part):
             noise, labels, key = part
@@ -373,6 +375,7 @@ class _Halves:
             found = (total / (total.std() + settings.advantages.epsilon))[None]
         return found.T, metrics
 
+    @jax.named_scope("update")
     def _update(self, carry, frozen: common.Frozen, sampled: PyTree, batch: Any, key, shares):
         model, balance = carry
         settings, (optimizer, _) = self.settings, common.optimizer(self.config)
@@ -411,6 +414,7 @@ class _Halves:
         return jax.lax.map(at, grid).sum()
 
 
+@jax.named_scope("rollout")
 def _collect(velocity, params, noise, labels, key, settings: nft.Settings | flow_grpo.Settings):
     module: Any = nft if isinstance(settings, nft.Settings) else flow_grpo
     return module.collect(velocity, params, noise, labels, key, settings)

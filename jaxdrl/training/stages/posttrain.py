@@ -5,6 +5,7 @@ passes of minibatch updates over them.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +25,7 @@ from jaxdrl.training import (
     mesh,
     methods,
     models,
+    phases,
     reward_weights,
     telemetry,
 )
@@ -129,7 +131,7 @@ def _refreshes(run: Run, saved: Saved, parts: _Parts, checkpoints: Checkpoints) 
         metrics = scalars(jax.device_get(measured))
         machine = meter.step()
         refresh += 1
-        run.at(name, refresh)
+        machine |= _phases(run, run.at(name, refresh), step_fn, (current, frozen, drawn))
         if _skipped(bad, refresh, metrics, drawn):
             saved = saved._replace(state=before._replace(refresh=before.refresh + 1))
             checkpoints.after(refresh, saved, run.stopping, flush=writer.flush)
@@ -151,6 +153,17 @@ def _refreshes(run: Run, saved: Saved, parts: _Parts, checkpoints: Checkpoints) 
         checkpoints.after(refresh, saved, run.stopping, metrics=metrics, flush=writer.flush)
         progress.update(refresh, reward=metrics["reward_mean"], kl=metrics["control_energy"])
     return saved, refresh, watch
+
+
+def _phases(run: Run, trace: Path | None, step_fn: Callable[..., Any], arguments: tuple) -> dict[str, float]:
+    """Where a trace has just ended: how long the phases of its steps took."""
+    if trace is None or run.profile is None:
+        return {}
+    flops, peak = compute.refresh_flops(run.config), telemetry.peak_flops(jax.devices()[0].device_kind)
+    found = phases.measured(trace, step_fn, arguments, run.profile.count, flops, peak)
+    if found:
+        print(f"{name}: a step's phases: {phases.line(found)}", flush=True)
+    return found
 
 
 def _flops(config: Config) -> float | None:
