@@ -271,7 +271,8 @@ def _start(config: Config) -> None:
 
     folder = config.runtime.compilation_cache
     if folder and not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
+        # A bucket's name is no path: it would lose a slash.
+        jax.config.update("jax_compilation_cache_dir", folder if "://" in folder else str(Path(folder).expanduser()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 

@@ -104,6 +104,8 @@ def published(config: Config) -> Config:
     config.encoders.reward.update(name="dinov2-large", weights="models/dinov2-large")
     config.encoders.judge.update(name="dinov2-with-registers-large", weights="models/dinov2-with-registers-large")
     config.backbone.update(dtype="bfloat16", remat="full", scan_layers=True)
+    for which in ("reward", "judge"):
+        config.encoders[which].fields = ml_collections.ConfigDict({"scan_layers": True})  # or compiling takes twice as long
     config.discriminator.r1 = 1e-5
     config.posttrain.rollout_batch = 256
     config.evaluate.update(num_samples=50000, batch_size=256, tilt_pool=1, controls=False, to_uint8="truncate")
@@ -128,7 +130,7 @@ def tiny_published(config: Config, backbone: dict[str, Any], image_side: int, to
     config.data.examples_per_class = 12
     config.pretrain.from_scratch = False
     for which in ("reward", "judge"):
-        fields = {"width": 16, "depth": 1, "num_heads": 2, "resolution": 28}
+        fields = {"width": 16, "depth": 1, "num_heads": 2, "resolution": 28, "scan_layers": True}
         config.encoders[which].weights = "random"
         config.encoders[which].fields = ml_collections.ConfigDict(fields)
     config.backbone.weights = "random"

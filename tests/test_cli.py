@@ -1,11 +1,14 @@
 """Mistakes at the command line: one clear line, exit code 2, nothing lost."""
 
 import errno
+import types
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxdrl import cli
+from jaxdrl import config as jaxdrl_config
 from jaxdrl.training import workdir as workdirs
 
 ROOT = Path(__file__).parent.parent
@@ -89,3 +92,15 @@ def test_help_teaches(argv, capsys):
 def test_version(capsys):
     assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.strip()[0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"), [("gs://bucket/cache", "gs://bucket/cache"), ("~/cache", str(Path("~/cache").expanduser()))]
+)
+def test_a_compilation_cache_may_be_a_bucket(given, taken, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(jax, "config", types.SimpleNamespace(jax_compilation_cache_dir=None, update=asked.__setitem__))
+    config = jaxdrl_config.default()
+    config.runtime.compilation_cache = given
+    cli._start(config)
+    assert asked["jax_compilation_cache_dir"] == taken
