@@ -6,10 +6,12 @@ states that are moved, draws, metrics. Loops and calls are not counted, what run
 has the names with which it was compiled first.
 """
 
+import gzip
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -41,29 +43,88 @@ def of_operations(text: str) -> dict[str, str]:
     return found
 
 
-def seconds(trace: Path, text: str) -> dict[str, float]:
-    """Time of each phase on this process's first chip.
+class Operation(NamedTuple):
+    """Something that a chip did.
+
+    Attributes:
+        phase: One of `NAMES`, or `OTHER`.
+        start: When it began, seconds on the trace's clock.
+        seconds: How long it took.
+    """
+
+    phase: str
+    start: float
+    seconds: float
+
+
+def operations(trace: Path, text: str) -> list[Operation]:
+    """What a program did on this process's first chip.
 
     Args:
         trace: A folder that `jax.profiler` wrote; of several traces the newest counts.
         text: Of the program; what other programs did meanwhile does not count.
 
     Returns:
-        Phase -> seconds of its operations, side by side or not; empty where the trace names none of them.
+        By start; empty where the trace names none of the program's operations.
     """
     files = sorted(trace.rglob("*.xplane.pb"), key=lambda file: file.stat().st_mtime)
     if not files:
-        return {}
-    operations, module = of_operations(text), re.match(r"HloModule ([^\s,]+)", text)
+        return []
+    phase, module = of_operations(text), re.match(r"HloModule ([^\s,]+)", text)
+    events = _events(jax.profiler.ProfileData.from_file(str(files[-1])), module[1] if module else "")
+    return sorted((Operation(phase[name], *when) for name, *when in events if name in phase), key=lambda done: done.start)
+
+
+def seconds(done: Sequence[Operation]) -> dict[str, float]:
+    """Time of each phase.
+
+    Args:
+        done: From `operations`.
+
+    Returns:
+        Phase -> seconds of its operations, side by side or not.
+    """
     found: dict[str, float] = {}
-    for name, duration in _events(jax.profiler.ProfileData.from_file(str(files[-1])), module[1] if module else ""):
-        if name in operations:
-            found[operations[name]] = found.get(operations[name], 0.0) + duration
+    for one in done:
+        found[one.phase] = found.get(one.phase, 0.0) + one.seconds
     return found
 
 
-def _events(data: Any, module: str) -> Iterator[tuple[str, float]]:
-    """(operation, seconds) of a program on the first chip: a TPU's line of operations, a GPU's streams, a CPU's threads for device 0."""
+def spans(done: Sequence[Operation]) -> list[Operation]:
+    """One span a phase: from its first operation to its last before another phase begins.
+
+    Args:
+        done: From `operations`.
+
+    Returns:
+        By start; what is of no phase lies within a span or between two.
+    """
+    found: list[Operation] = []
+    for one in done:
+        if one.phase == OTHER:
+            continue
+        if found and found[-1].phase == one.phase:
+            last = found.pop()
+            end = max(last.start + last.seconds, one.start + one.seconds)
+            one = Operation(one.phase, last.start, end - last.start)
+        found.append(one)
+    return found
+
+
+def write(path: Path, done: Sequence[Operation]) -> None:
+    """Writes spans for ui.perfetto.dev and chrome://tracing.
+
+    Args:
+        path: Such as `phases.json.gz`.
+        done: From `spans`.
+    """
+    events = [{"ph": "X", "name": one.phase, "ts": 1e6 * one.start, "dur": 1e6 * one.seconds, "pid": 0, "tid": 0} for one in done]
+    named = {"ph": "M", "name": "process_name", "pid": 0, "args": {"name": "phases of a step"}}
+    path.write_bytes(gzip.compress(json.dumps({"traceEvents": [named, *events]}).encode()))
+
+
+def _events(data: Any, module: str) -> Iterator[tuple[str, float, float]]:
+    """(operation, start, seconds) of a program on the first chip: a TPU's line of operations, a GPU's streams, a CPU's threads for device 0."""
     planes = {plane.name: plane for plane in data.planes}
     chips = sorted(name for name in planes if name.startswith("/device:") and name.endswith(":0"))
     given = planes.get(chips[0] if chips else "/host:CPU")
@@ -81,13 +142,14 @@ def _events(data: Any, module: str) -> Iterator[tuple[str, float]]:
             stats = dict(event.stats)
             inside = any(begin <= event.start_ns < end for begin, end in ran)
             if stats.get("device_ordinal", 0) == 0 and (stats["hlo_module"] == module if "hlo_module" in stats else inside):
-                yield str(stats.get("hlo_op") or event.name).split(" = ")[0].removeprefix("%"), event.duration_ns * 1e-9
+                name = str(stats.get("hlo_op") or event.name).split(" = ")[0].removeprefix("%")
+                yield name, event.start_ns * 1e-9, event.duration_ns * 1e-9
 
 
 def measured(
     trace: Path, step: Callable[..., Any], arguments: tuple, steps: int, flops: Mapping[str, float], peak: float | None
 ) -> dict[str, float]:
-    """What a trace says of the phases of a step.
+    """What a trace says of the phases of a step; writes `phases.json.gz` beside it.
 
     Args:
         trace: The folder.
@@ -104,7 +166,9 @@ def measured(
         return {}
     # Compiled already: the same arguments find the same program.
     text = step.lower(*arguments).compile().as_text() or ""  # type: ignore[attr-defined]
-    times = {name: time / steps for name, time in seconds(trace, text).items()}
+    done = operations(trace, text)
+    write(trace / "phases.json.gz", spans(done))
+    times = {name: time / steps for name, time in seconds(done).items()}
     found = {f"phase_seconds/{name}": times[name] for name in (*NAMES, OTHER) if name in times}
     for name, time in times.items():
         if peak and time and flops.get(name):

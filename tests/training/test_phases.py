@@ -1,5 +1,7 @@
 """Phases of a step: which operation is of which, and what a trace says of their times."""
 
+import gzip
+import json
 import re
 import types
 
@@ -50,8 +52,24 @@ def test_a_trace_gives_the_times_of_one_program_only(tmp_path):
         assert found[f"phase_mfu/{name}"] == pytest.approx(share)
     assert sum(times.values()) < sum(phases.measured(tmp_path, step, (x,), 1, {}, None).values())
     assert "phase_mfu/rollout" not in phases.measured(tmp_path, step, (x,), 2, flops, None)
-    assert phases.seconds(tmp_path, _text(4).replace("HloModule jit__step", "HloModule jit_another")) == {}
-    assert phases.seconds(tmp_path / "none", _text(4)) == {}
+    assert phases.operations(tmp_path, _text(4).replace("HloModule jit__step", "HloModule jit_another")) == []
+    assert phases.operations(tmp_path / "none", _text(4)) == []
+    written = json.loads(gzip.decompress((tmp_path / "phases.json.gz").read_bytes()))["traceEvents"]
+    assert [event["name"] for event in written if event["ph"] == "X"] == ["rollout", "encode"] * 2
+
+
+def test_a_span_reaches_to_the_next_phase():
+    done = [
+        ("rollout", 0, 2),
+        ("other", 2, 1),
+        ("rollout", 3, 1),
+        ("update", 5, 4),
+        ("update", 6, 1),
+        ("other", 9, 5),
+        ("rollout", 20, 1),
+    ]
+    found = phases.spans([phases.Operation(*one) for one in done])
+    assert [tuple(one) for one in found] == [("rollout", 0, 4), ("update", 5, 4), ("rollout", 20, 1)]
 
 
 def _event(name, start, length, **stats):
@@ -69,7 +87,7 @@ def test_of_a_tpu_the_line_of_operations_counts_while_the_program_runs():
     )
     others = [types.SimpleNamespace(name=name, lines=[]) for name in ("/device:TPU:1", "/host:CPU")]
     found = list(phases._events(types.SimpleNamespace(planes=[*others, plane]), "jit_step"))
-    assert found == [("fusion.1", pytest.approx(30e-9))]
+    assert found == [("fusion.1", pytest.approx(10e-9), pytest.approx(30e-9))]
 
 
 def test_of_a_gpu_all_streams_count():
@@ -79,7 +97,7 @@ def test_of_a_gpu_all_streams_count():
         name="/device:GPU:0",
         lines=[types.SimpleNamespace(name=f"Stream #{i}", events=events) for i, events in enumerate(streams)],
     )
-    found = dict(phases._events(types.SimpleNamespace(planes=[plane]), "jit_step"))
+    found = {name: seconds for name, _, seconds in phases._events(types.SimpleNamespace(planes=[plane]), "jit_step")}
     assert found == {"dot.3": pytest.approx(7e-9), "copy.1": pytest.approx(2e-9)}
 
 
