@@ -148,6 +148,32 @@ def test_killed_in_every_stage_and_resumed_it_gives_the_same_bits(tiny_run, tmp_
     assert _metrics(tiny_run) == _metrics(workdir)
 
 
+@pytest.mark.slow
+def test_killed_on_a_mesh_and_resumed_on_one_device(tiny_run, tmp_path):
+    """Two simulated devices up to a checkpoint of the posttrain stage, then one: the numbers of a run on one, to rounding."""
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "jaxdrl", "run", f"--workdir={workdir}", f"--config={ROOT}/configs/drl_digits.py:tiny"]
+    environment = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "JAX_PLATFORMS": "cpu"}
+    meshed = environment | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    log = (tmp_path / "log").open("w+")
+    more = ["--config.mesh.fsdp=2", "--config.runtime.checkpoint_seconds=0.0"]
+    process = subprocess.Popen([*command, *more], stdout=log, stderr=subprocess.STDOUT, env=meshed, cwd=ROOT)
+    while process.poll() is None and not (workdir / "posttrain").exists():
+        time.sleep(0.01)
+    _wait_for_checkpoint(workdir / "posttrain", process)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()[-3000:]
+    assert not (workdir / "posttrain" / "result.json").exists()
+    done = subprocess.run([*command, "--config.mesh.fsdp=1"], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    steps = [[line["step"] for line in _metrics(place) if line["stage"] == "posttrain"] for place in (tiny_run, workdir)]
+    assert steps[0] == steps[1]
+    for name in WEIGHTS:
+        one, two = (files.load_tree(place / f"{name}.safetensors") for place in (tiny_run, workdir))
+        for path, leaf in files.named_leaves(one).items():
+            np.testing.assert_allclose(files.named_leaves(two)[path], leaf, rtol=2e-3, atol=2e-3, err_msg=f"{name} {path}")
+
+
 def _wait_for_checkpoint(stage, process):
     end = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end and not list(stage.glob("checkpoints/*.sha256.json")):
