@@ -267,7 +267,7 @@ def trip_count(computations: dict[str, Computation], where: Computation, line: I
     if known:
         return int(known[1])
     condition = computations[line.attribute("condition")]
-    limits = [int(c.rest) for c in condition.instructions.values() if c.op == "constant" and re.match(r"s\d+\[\]", c.shape)]
+    limits = [int(c.rest) for c in condition.instructions.values() if c.op == "constant" and re.match(r"[su]\d+\[\]", c.shape)]
     counters = {c.attribute("index") for c in condition.instructions.values() if c.op == "get-tuple-element"}
     compared = any("direction=LT" in c.rest or c.op == "fusion" for c in condition.instructions.values())
     if len(limits) != 1 or len(counters) != 1 or not compared:

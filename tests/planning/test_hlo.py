@@ -116,6 +116,8 @@ def test_loops_and_the_bytes_of_slices():
     found = hlo.cost(LOOP, **CHIP)
     assert found.memory == pytest.approx(5 * (2 * 4000 + 4000 + 0 + 12), abs=5 * scalars)
     assert hlo.cost(LOOP.replace("direction=LT", "direction=NE"), **CHIP).unknown_loops == 1
+    # Loops that XLA writes itself around a product and its collective count with unsigned numbers.
+    assert hlo.cost(LOOP.replace("s32[]", "u32[]"), **CHIP).memory == pytest.approx(found.memory)
     assert found.chip_seconds == pytest.approx(found.memory / CHIP["bandwidth"])
 
 

@@ -230,7 +230,7 @@ def test_the_command_plans_a_tiny_recipe(capsys, monkeypatch):
 def test_the_published_recipe_compiles_for_a_real_topology():
     """SiT-XL/2's whole DRL step for 16 v5e chips; needs libtpu, and minutes."""
     pytest.importorskip("libtpu")
-    settings = ["mesh.fsdp=16", "posttrain.micro_batches=18", "posttrain.reward_batch=32", "posttrain.shuffle_block=64"]
+    settings = ["mesh.fsdp=16", "posttrain.micro_batches=36", "posttrain.reward_batch=16", "posttrain.shuffle_block=64"]
     arguments = [PUBLISHED, "--topology=v5e:4x4", "--json", *(f"--config.{setting}" for setting in settings)]
     done = subprocess.run([sys.executable, "-m", "jaxdrl", "plan", *arguments], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
