@@ -16,6 +16,7 @@ from jaxdrl import cli, data
 from jaxdrl import config as jaxdrl_config
 from jaxdrl.errors import UserError
 from jaxdrl.training import distributed, feeding, mesh
+from jaxdrl.training.metrics import read_metrics
 from jaxdrl.weights import files
 from tests.training import several
 
@@ -46,9 +47,9 @@ def _start(commands, devices=4):
     return [subprocess.Popen([sys.executable, "-m", *command], **pipes) for command in commands]
 
 
-def _run(workdir, *more):
+def _run(workdir, *more, recipe="drl_digits", stage="run"):
     """The commands of two processes."""
-    command = ["jaxdrl", "run", f"--config={ROOT}/configs/drl_digits.py:tiny", f"--workdir={workdir}"]
+    command = ["jaxdrl", stage, f"--config={ROOT}/configs/{recipe}.py:tiny", f"--workdir={workdir}"]
     command += [f"--config.{size}" for size in SIZES] + list(more)
     several_processes = [f"--config.runtime.distributed=localhost:{_port()}", "--config.runtime.num_processes=2"]
     return [[*command, *several_processes, f"--config.runtime.process_index={index}"] for index in range(2)]
@@ -165,6 +166,28 @@ def test_the_whole_recipe_gives_the_numbers_of_one_process(tmp_path):
         for name in ("one", "two")
     ]
     assert steps[0] == steps[1]
+
+
+@pytest.mark.slow
+def test_policy_gradients_with_rewards_on_the_hosts_and_adapters(tmp_path):
+    """MARBLE over five rewards, of which JPEG size is computed by each process for its own images; adapters are trained."""
+    options = {"recipe": "marble_digits", "stage": "posttrain"}
+    more = ["--config.posttrain.lora.rank=2", "--config.posttrain.group_size=8", "--config.posttrain.balance.layers=('proj',)"]
+    codes, _, error = _ended(_start([_run(tmp_path / "one", *more, **options)[0][:-3]], devices=1))
+    assert codes == [0], error
+    codes, _, error = _ended(_start(_run(tmp_path / "two", *more, **options), devices=2), 1800)
+    assert codes == [0, 0], error
+    lines = [[line for line in read_metrics(tmp_path / name) if line["stage"] == "posttrain"] for name in ("one", "two")]
+    assert [line["step"] for line in lines[0]] == [line["step"] for line in lines[1]]
+    named = [key for key in lines[0][0] if key.startswith("reward_mean/")]
+    assert len(named) == 5 and "reward_mean/jpeg_compressibility" in named
+    for key in named:  # before the first update; a pixel of an image may be rounded the other way
+        assert lines[1][0][key] == pytest.approx(lines[0][0][key], rel=2e-3), key
+    one, two = (
+        files.named_leaves(files.load_tree(tmp_path / name / "posttrain" / "model.safetensors")) for name in ("one", "two")
+    )
+    for leaf, value in one.items():
+        np.testing.assert_allclose(two[leaf], value, atol=5e-3, err_msg=leaf)
 
 
 @pytest.mark.slow
