@@ -14,6 +14,7 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import discriminator, preference
 from jaxdrl.rewards.preference import RewardModel, tokens
+from jaxdrl.training.workdir import read_config
 from jaxdrl.weights import model_directory
 
 RANDOM = "random"  # in place of a folder of weights: drawn from the seed, for tests
@@ -73,7 +74,7 @@ def backbone(config: Config) -> backbones.Backbone:
         fields = data | {
             key: settings[key] for key in ("patch_size", "width", "depth", "num_heads", "mlp_ratio", "frequency_dim")
         }
-    if name.startswith("SiT") and not settings.weights:
+    if name.startswith("SiT") and not _origin(settings.weights):
         fields["learn_sigma"] = False
     if settings.spectral != "none":
         options |= {"spectral": settings.spectral, "gate_scale": settings.gate_scale}
@@ -156,13 +157,25 @@ def alignment(config: Config) -> encoders.Encoder | None:
 
 
 def _stored_fields(settings: Any, key: str) -> dict[str, Any]:
-    """Fields of the model in a folder of weights; empty where there is no folder, or it is a run's, which has the config's sizes."""
-    if settings.weights in ("", RANDOM) or is_run(settings.weights):
+    """Fields of the model in a folder of weights, also of that which a run started from; empty where there is none."""
+    place = _origin(settings.weights)
+    if place in ("", RANDOM) or (place != settings.weights and not Path(place).is_dir()):
         return {}
-    name, fields = model_directory.describe(Path(settings.weights))
+    name, fields = model_directory.describe(Path(place))
     if name != settings.name:
-        raise UserError(f"{key}.weights: {settings.weights} holds {name}, but {key}.name is {settings.name}")
+        raise UserError(f"{key}.weights: {place} holds {name}, but {key}.name is {settings.name}")
     return fields
+
+
+def _origin(place: str) -> str:
+    """What a network's weights were before the runs that started from each other: a folder, `RANDOM`, or empty: trained by a run."""
+    seen = set()
+    while place not in ("", RANDOM) and is_run(place):
+        if place in seen:
+            raise UserError(f"config.backbone.weights: {place} started from itself")
+        seen.add(place)
+        place = read_config(Path(place))["backbone"]["weights"]
+    return place
 
 
 def reward_model(name: str, given: Mapping[str, Any], with_params: bool = False) -> tuple[RewardModel, PyTree]:

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 import ml_collections
 import pytest
 
+from jaxdrl import backbones
 from jaxdrl.errors import UserError
 from jaxdrl.training import loading, mesh, methods, models
 from jaxdrl.training.context import Run
 from jaxdrl.training.methods import adjoint
 from jaxdrl.training.metrics import MetricWriter
 from jaxdrl.training.stages import pretrain
+from jaxdrl.weights import files, model_directory
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -43,6 +45,39 @@ def test_spectral_gate_is_a_key(config):
     config.backbone.update(spectral="timestep", gate_scale=0.2)
     network = models.backbone(config)
     assert network.num_params > plain and dict(network.fields)["gate_scale"] == 0.2
+
+
+def test_a_run_may_start_from_a_run_that_trained_its_own_network(config, tiny_run, tmp_path):
+    """Published SiT has twice the channels in its head, one that a run makes itself has not: also two runs later."""
+    (tmp_path / "second").mkdir()
+    stored = json.loads((tiny_run / "config.json").read_text())
+    stored["backbone"]["weights"] = str(tiny_run)
+    (tmp_path / "second" / "config.json").write_text(json.dumps(stored))
+    plain = models.backbone(config)
+    for place in (tiny_run, tmp_path / "second"):
+        config.backbone.weights = str(place)
+        assert dict(models.backbone(config).fields)["learn_sigma"] is False and models.backbone(config) == plain
+    config.backbone.weights = str(tiny_run)
+    found, tuned = loading.load_model(config, tmp_path, "base"), files.load_tree(tiny_run / "posttrain" / "model.safetensors")
+    assert files.fingerprint(found) == files.fingerprint(tuned)
+    stored["backbone"]["weights"] = str(tmp_path / "second")
+    (tmp_path / "second" / "config.json").write_text(json.dumps(stored))
+    config.backbone.weights = str(tmp_path / "second")
+    with pytest.raises(UserError, match=r"config\.backbone\.weights: .*second started from itself"):
+        models.backbone(config)
+
+
+def test_a_run_that_started_from_a_folder_has_that_folders_network(config, tmp_path):
+    network = backbones.create(
+        "SiT-B/2", width=16, depth=2, num_heads=2, sample_shape=(8, 8, 1), num_classes=10, learn_sigma=True
+    )
+    model_directory.save(tmp_path / "folder", network, jax.device_get(network.init(jax.random.key(0))))
+    config.backbone.update(name="SiT-B/2", weights=str(tmp_path / "folder"))
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json_best_effort())
+    expected = models.backbone(config)
+    config.backbone.weights = str(tmp_path / "run")
+    assert models.backbone(config) == expected and dict(expected.fields)["width"] == 16 and dict(expected.fields)["learn_sigma"]
 
 
 @pytest.mark.parametrize(
