@@ -170,9 +170,14 @@ def test_the_whole_recipe_gives_the_numbers_of_one_process(tmp_path):
 
 @pytest.mark.slow
 def test_policy_gradients_with_rewards_on_the_hosts_and_adapters(tmp_path):
-    """MARBLE over five rewards, of which JPEG size is computed by each process for its own images; adapters are trained."""
+    """MARBLE over five rewards, of which each process computes JPEG size for its own images, beside the next rollout; adapters are trained."""
     options = {"recipe": "marble_digits", "stage": "posttrain"}
-    more = ["--config.posttrain.lora.rank=2", "--config.posttrain.group_size=8", "--config.posttrain.balance.layers=('proj',)"]
+    more = [
+        "--config.posttrain.lora.rank=2",
+        "--config.posttrain.host.overlap=True",
+        "--config.posttrain.group_size=8",
+        "--config.posttrain.balance.layers=('proj',)",
+    ]
     codes, _, error = _ended(_start([_run(tmp_path / "one", *more, **options)[0][:-3]], devices=1))
     assert codes == [0], error
     codes, _, error = _ended(_start(_run(tmp_path / "two", *more, **options), devices=2), 1800)
