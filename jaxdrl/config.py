@@ -94,15 +94,18 @@ def _data() -> Config:
 def _encoder(name: str, objective: str) -> Config:
     return ml_collections.ConfigDict(
         {
-            "name": name,  # small-vit | small-convnet (trained here) | a published name such as dinov2-large
+            # small-vit | small-convnet (trained here) | a published name such as dinov2-large | module:function of yours (docs/own_encoder.md)
+            "name": name,
             "objective": objective,  # dino | simclr
             "width": 64,
             "depth": 3,
             "feature_dim": 64,
             "patch_size": 2,  # small-vit only
-            "weights": "",  # published encoders: the folder that `jaxdrl convert` made; "random": drawn, for tests
+            # Published encoders: the folder that `jaxdrl convert` made; yours: a safetensors file, or empty: trained here; "random": drawn, for
+            # tests.
+            "weights": "",
             "dtype": "float32",  # published encoders: of the matmuls, float32 | bfloat16
-            "fields": {},  # published encoders: resolution, kernel, antialias, pooling ... of `encoders.create`
+            "fields": {},  # published encoders: resolution, kernel, antialias, pooling ... of `encoders.create`; yours: what it takes
             "augmentation": 1.0,  # strength of the views' zoom, shift, contrast, brightness and noise
             "steps": 3000,
             "batch_size": 128,
@@ -144,9 +147,11 @@ def _sampler() -> Config:
 def _backbone() -> Config:
     return ml_collections.ConfigDict(
         {
-            "name": "SiT",  # SiT, JiT ... with the sizes below, or a published name such as SiT-XL/2, which has its own
+            # SiT, JiT ... with the sizes below; a published name such as SiT-XL/2, which has its own; module:function of a network of yours
+            # (docs/own_backbone.md).
+            "name": "SiT",
             # Start from these: the folder that `jaxdrl convert` made, or the workdir of a run, whose tuned model becomes the base (and the
-            # KL reference); "random": drawn, for tests; empty: pretrain.
+            # KL reference); of a network of yours a safetensors file; "random": drawn, for tests; empty: pretrain.
             "weights": "",
             "fields": {},  # further fields of the network, such as {"qk_norm": True}; see `backbones.create`
             "patch_size": 2,

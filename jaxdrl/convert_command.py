@@ -120,6 +120,10 @@ def export(arguments: Sequence[str]) -> int:
     if options.to.suffix not in torch_files.SUFFIXES:
         raise UserError(f"--to: {options.to} must end in {', '.join(torch_files.SUFFIXES)}")
     model, params = _load(options.source, options.model)
+    if getattr(model, "family", "") == "own":
+        raise UserError(
+            f"--from: {model.name} is a network of your own, and has no file of PyTorch's; the safetensors files of the workdir are it"
+        )
     state: dict[str, Any]
     try:
         state = converter.to_torch(model, params, style=options.layout)

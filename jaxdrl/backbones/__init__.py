@@ -23,7 +23,7 @@ class Backbone:
 
     Attributes:
         name: As given to `create`.
-        family: "SiT", "DiT", "REPA", "JiT" or "DiTDH".
+        family: "SiT", "DiT", "REPA", "JiT" or "DiTDH"; "own" of functions that a user wrote.
         fields: Sizes and options of the network, by name.
         init: key -> params, float32.
         velocity: (params, x [batch, h, w, c], t [batch], y [batch]) -> v, float32.
@@ -52,8 +52,9 @@ class Backbone:
     @property
     def num_params(self) -> int:
         """Parameters as the papers count them: the tree's, and the fixed position table, which is one in the authors' code."""
-        shapes, fields = jax.eval_shape(self.init, jax.random.key(0)), dict(self.fields)
-        table = self.sample_shape[0] * self.sample_shape[1] // fields["patch_size"] ** 2 * fields["width"]
+        shapes, fields, table = jax.eval_shape(self.init, jax.random.key(0)), dict(self.fields), 0
+        if self.family != "own":
+            table = self.sample_shape[0] * self.sample_shape[1] // fields["patch_size"] ** 2 * fields["width"]
         return table + sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
 
 
@@ -133,6 +134,55 @@ def create(name: str, **overrides: Any) -> Backbone:
     return _build(name, family, tuple(sorted(fields.items())))
 
 
+def of_functions(
+    name: str,
+    init: Callable[[Key[Array, ""]], PyTree],
+    velocity: Velocity,
+    *,
+    sample_shape: tuple[int, ...],
+    num_classes: int,
+    fields: tuple[tuple[str, Any], ...] = (),
+) -> Backbone:
+    """A backbone of two functions that somebody else wrote.
+
+    Args:
+        name: What it is called.
+        init: key -> params, float32.
+        velocity: (params, x [batch, h, w, c], t [batch], y [batch]) -> v, float32; y goes up to num_classes, the null class.
+        sample_shape: (h, w, c).
+        num_classes: Classes without the null class.
+        fields: What it was made with, by name.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        ValueError: If the velocity has another shape or type than x.
+    """
+    x, t, y = (
+        jax.ShapeDtypeStruct((2, *sides), dtype) for sides, dtype in ((sample_shape, "float32"), ((), "float32"), ((), "int32"))
+    )
+    found = jax.eval_shape(velocity, jax.eval_shape(init, jax.random.key(0)), x, t, y)
+    if getattr(found, "shape", None) != x.shape or found.dtype != x.dtype:
+        raise ValueError(f"for x of {x.shape} float32 the velocity must be as large and float32; it is {_described(found)}")
+    compiled = jax.jit(velocity, inline=True)
+    return Backbone(
+        name=name,
+        family="own",
+        fields=fields,
+        init=init,
+        velocity=compiled,
+        predict=compiled,
+        aligned=None,
+        sample_shape=tuple(sample_shape),
+        num_classes=num_classes,
+    )
+
+
+def _described(found: Any) -> str:
+    return f"{found.shape} {found.dtype}" if hasattr(found, "shape") else type(found).__name__
+
+
 # The same sizes give the same object, so that functions compiled for a backbone are found again.
 @lru_cache(maxsize=64)
 def _build(name: str, family: str, items: tuple[tuple[str, Any], ...]) -> Backbone:
@@ -200,4 +250,4 @@ def _check(fields: dict[str, Any]) -> None:
         raise ValueError(f"context_start {fields['context_start']} must be the index of one of {fields['depth']} blocks")
 
 
-__all__ = ["PUBLISHED", "Backbone", "Velocity", "create", "names"]
+__all__ = ["PUBLISHED", "Backbone", "Velocity", "create", "names", "of_functions"]

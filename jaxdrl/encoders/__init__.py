@@ -158,6 +158,52 @@ def create(name: str, **overrides: Any) -> Encoder:
     )
 
 
+def of_functions(
+    name: str,
+    init: Callable[[Key[Array, ""]], PyTree],
+    apply: Callable[[PyTree, Float[Array, "..."]], dict[str, Float[Array, "..."]]],
+    *,
+    image_shape: tuple[int, ...],
+    fields: tuple[tuple[str, Any], ...] = (),
+) -> Encoder:
+    """An encoder of two functions that somebody else wrote.
+
+    Args:
+        name: What it is called.
+        init: key -> params, float32.
+        apply: (params, images [batch, h, w, c] in [-1, 1]) -> {"pooled": [batch, feature_dim], ...}, float32, differentiable in the
+            images, preprocessing included; with "global" [batch, ...] if it is to be trained by `self_distillation` or `contrastive`.
+        image_shape: (h, w, c) of the images.
+        fields: What it was made with, by name.
+
+    Returns:
+        The encoder.
+
+    Raises:
+        ValueError: If there are no pooled features of one vector an image.
+    """
+    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
+    found = jax.eval_shape(apply, jax.eval_shape(init, jax.random.key(0)), images)
+    pooled = found.get("pooled") if isinstance(found, dict) else None
+    if pooled is None or pooled.ndim != 2 or len(pooled) != 2 or pooled.dtype != jnp.float32:
+        shapes = (
+            {key: f"{leaf.shape} {leaf.dtype}" for key, leaf in found.items()}
+            if isinstance(found, dict)
+            else type(found).__name__
+        )
+        raise ValueError(f'it must give a dict with "pooled", float32 [2, features] for 2 images; it gives {shapes}')
+    height, width, channels = image_shape
+    return Encoder(
+        name=name,
+        fields=fields,
+        init=init,
+        apply=jax.jit(apply, inline=True),
+        image_shape=(height, width, channels),
+        feature_dim=pooled.shape[-1],
+        pooling="own",
+    )
+
+
 def sides(resolution: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width of a resolution.
 
@@ -228,4 +274,14 @@ def _check(name: str, family: Family, options: dict[str, Any]) -> None:
         raise ValueError(f"encoder {name!r}: resolution {size} is no multiple of the patch size {patch}")
 
 
-__all__ = ["PUBLISHED", "PUBLISHED_TEXT", "Encoder", "FeatureSpec", "TextEncoder", "create", "create_text", "sides"]
+__all__ = [
+    "PUBLISHED",
+    "PUBLISHED_TEXT",
+    "Encoder",
+    "FeatureSpec",
+    "TextEncoder",
+    "create",
+    "create_text",
+    "of_functions",
+    "sides",
+]

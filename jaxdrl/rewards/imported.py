@@ -1,49 +1,22 @@
-"""What a user wrote, by its import path "module:function": a reward of one's own, a recogniser, a detector."""
+"""A reward of one's own, by its import path."""
 
-import importlib
 from collections.abc import Callable
 from typing import Any
 
-from jaxdrl.errors import UserError
-
-
-def load(path: str, field: str = "path") -> Callable[..., Any]:
-    """Imports a function.
-
-    Args:
-        path: "module:function"; the module is found as by `import`, so that its folder has to be on PYTHONPATH or installed.
-        field: The field that holds the path, in errors.
-
-    Returns:
-        The function.
-
-    Raises:
-        UserError: If the path has another form, the module cannot be imported, or it has no such function.
-    """
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise UserError(f"{field}: {path!r} must be module:function, like my_rewards:redness")
-    try:
-        found = getattr(importlib.import_module(module), name, None)
-    except Exception as error:  # whatever a module does when it is imported
-        why = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise UserError(f"{field}: {module} cannot be imported ({why}); is its folder on PYTHONPATH?") from error
-    if not callable(found):
-        raise UserError(f"{field}: {module} has no function {name}")
-    return found
+from jaxdrl.plugins import load
 
 
 def reward(*, path: str) -> Callable[..., Any]:
     """A reward of one's own, for `create("function", path=...)` on the host and `create("traced_function", path=...)`.
 
     Args:
-        path: Of `reward(images, condition) -> [batch]`: images [batch, h, w, c], float in [-1, 1], condition [batch] int. On the
-            host they are NumPy arrays, traced they are JAX's.
+        path: "module:function" of `reward(images, condition) -> [batch]`: images [batch, h, w, c], float in [-1, 1], condition
+            [batch] int. On the host they are NumPy arrays, traced they are JAX's.
 
     Returns:
         The function.
 
     Raises:
-        UserError: See `load`.
+        UserError: See `plugins.load`.
     """
     return load(path)

@@ -29,8 +29,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxdrl.errors import UserError
+from jaxdrl.plugins import load
 from jaxdrl.rewards.by_class import of_condition
-from jaxdrl.rewards.imported import load
 from jaxdrl.rewards.pixels import to_bytes
 
 

@@ -40,9 +40,10 @@ def generator_flops(config: Config) -> float:
         Floating-point operations.
     """
     network = models.backbone(config)
-    # XLA counts a scanned block once, and cuDNN's attention not at all.
-    plain = {"scan_layers": False, "remat": "none", "attention": "einsum"}
-    network = backbones.create(network.name, **dict(network.fields) | plain)
+    if network.family != "own":
+        # XLA counts a scanned block once, and cuDNN's attention not at all.
+        plain = {"scan_layers": False, "remat": "none", "attention": "einsum"}
+        network = backbones.create(network.name, **dict(network.fields) | plain)
     params = jax.eval_shape(network.init, jax.random.key(0))
     x = jax.ShapeDtypeStruct((8, *network.sample_shape), jnp.float32)
     t, y = jax.ShapeDtypeStruct((8,), jnp.float32), jax.ShapeDtypeStruct((8,), jnp.int32)

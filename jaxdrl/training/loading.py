@@ -119,6 +119,8 @@ def _given(network: Any, config: Config, purpose: str, place: str) -> PyTree:
         )
     if place == models.RANDOM:
         return drawn(network.init, stage_seed(config.seed, f"random/{purpose}"))
+    if place.endswith(".safetensors"):  # of a network that a user wrote: a tree, as `files.save_tree` writes it
+        return files.match(template, files.load_tree(Path(place)), place)
     params = stack.stacked(model_directory.load(Path(place))[1], template)
     return files.match(template, params, place)
 

@@ -14,6 +14,7 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import discriminator, preference
 from jaxdrl.rewards.preference import RewardModel, tokens
+from jaxdrl.training import own_models
 from jaxdrl.training.workdir import read_config
 from jaxdrl.weights import model_directory
 
@@ -60,6 +61,8 @@ def backbone(config: Config) -> backbones.Backbone:
         shape = tokenizer(config).latent_shape(tuple(config.data.image_shape))
     except ValueError as error:
         raise UserError(f"config.data.image_shape: {error}") from error
+    if own_models.is_own(name):
+        return own_models.backbone(config, tuple(shape))
     data = {"sample_shape": tuple(shape), "num_classes": config.data.num_classes}
     stored = _stored_fields(settings, "config.backbone")
     for key, wanted in data.items() if stored else ():
@@ -98,6 +101,8 @@ def encoder(config: Config, which: str) -> encoders.Encoder:
         UserError: If the name is unknown, the sizes do not fit, or the folder of weights holds another network.
     """
     settings = config.encoders[which]
+    if own_models.is_own(settings.name):
+        return own_models.encoder(config, which)
     if settings.name in encoders.PUBLISHED:
         fields = _stored_fields(settings, f"config.encoders.{which}") | {"dtype": settings.dtype}
     else:

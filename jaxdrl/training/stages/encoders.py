@@ -14,7 +14,7 @@ from jaxdrl.algorithms import contrastive, self_distillation
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import classifier
-from jaxdrl.training import distributed, feeding, loading, mesh, models
+from jaxdrl.training import distributed, feeding, loading, mesh, models, own_models
 from jaxdrl.training import state as train_state
 from jaxdrl.training.batching import compiled
 from jaxdrl.training.context import Run
@@ -48,7 +48,7 @@ def run(run: Run) -> dict:
         if not distributed.from_first(path.exists()) and not run.config.encoders[which].weights:
             params = (
                 train(run, which)
-                if run.config.pretrain.from_scratch
+                if run.config.pretrain.from_scratch or own_models.is_own(run.config.encoders[which].name)
                 else assets.load(run.config.pretrain.shipped or run.config.name, which)
             )
             template = jax.eval_shape(models.encoder(run.config, which).init, jax.random.key(0))
@@ -65,7 +65,7 @@ def _check_weights(config: Config, which: str) -> None:
             f"config.encoders.{which}.weights: {settings.name} needs the folder of its weights; make it with "
             f"`jaxdrl convert --model={settings.name} --from=model.safetensors --to=DIR`"
         )
-    if settings.name not in encoders.PUBLISHED and settings.weights:
+    if settings.name not in encoders.PUBLISHED and not own_models.is_own(settings.name) and settings.weights:
         raise UserError(f"config.encoders.{which}.weights: {settings.name} is trained here; leave it empty")
 
 
@@ -87,6 +87,10 @@ def train(run: Run, which: str) -> Any:
         raise UserError(f"config.encoders.{which}.objective: {settings.objective!r} is unknown; use {' or '.join(OBJECTIVES)}")
     objective, network = OBJECTIVES[settings.objective], models.encoder(config, which)
     keys = jax.random.split(stage_key(config.seed, f"encoders/{which}"), 3)
+    if "global" not in _outputs(network):
+        raise UserError(
+            f'config.encoders.{which}: {settings.name} gives no "global" features to train; add them, or give weights'
+        )
     optimizer, _ = train_state.make_optimizer(
         learning_rate=settings.learning_rate,
         warmup_steps=settings.steps // 20,
@@ -94,7 +98,7 @@ def train(run: Run, which: str) -> Any:
         decay="cosine",
         grad_clip=1.0,
     )
-    state = objective.init(keys[0], network.init(keys[1]), _global_dim(network))
+    state = objective.init(keys[0], network.init(keys[1]), _outputs(network)["global"].shape[-1])
     start = (np.zeros((), np.int32), state, optimizer.init(objective.trainable(state)))
 
     @jax.jit
@@ -141,10 +145,9 @@ def train(run: Run, which: str) -> Any:
     return jax.device_get(mesh.on_this_process(objective.result(carry[1]), run.mesh))
 
 
-def _global_dim(network: encoders.Encoder) -> int:
+def _outputs(network: encoders.Encoder) -> dict[str, Any]:
     images = jax.ShapeDtypeStruct((1, *(network.image_shape or ())), np.float32)
-    outputs = jax.eval_shape(lambda images: network.features(network.init(jax.random.key(0)), images), images)
-    return outputs["global"].shape[-1]
+    return jax.eval_shape(lambda images: network.features(network.init(jax.random.key(0)), images), images)
 
 
 def _quality(run: Run, which: str) -> dict:
