@@ -16,6 +16,7 @@ myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "jaxdrl"
 
+highlight_language = "none"  # of commands, output and equations; Python says so
 default_role = "code"  # docstrings write `x`, as Markdown does
 autodoc_default_options = {"members": True, "member-order": "bysource"}
 autodoc_typehints_format = "short"
@@ -68,7 +69,7 @@ def as_restructured_text(app, what, name, obj, options, lines: list[str]) -> Non
 
 
 def _escaped(text: str) -> str:
-    parts = re.split(r"(`[^`]+`)", text)
+    parts = re.split(r"(`[^`]+`|(?<![\w*])\*[A-Za-z][^*`:\n]*[A-Za-z]\*(?![\w*]))", text)  # code, *emphasis*
     parts[::2] = [re.sub(r"(?<=\w)_(?!\w)|[\\|]|(?<=[^\s*])\*|\*(?!\*?\w+:)", r"\\\g<0>", part) for part in parts[::2]]
     text = re.sub(r"(`[^`]+`)(?=\w)", r"\1\\ ", "".join(parts))
     # Without a colon before it, "Returns: The buffer, and metrics: ..." would be taken for a type and its description.
