@@ -29,7 +29,8 @@ def setup(app) -> None:
     """Connects what follows."""
     app.connect("source-read", list_modules)
     app.connect("autodoc-process-docstring", as_restructured_text, priority=100)  # before napoleon
-    app.connect("autodoc-process-signature", short_types)
+    app.connect("autodoc-process-signature", short_defaults)
+    app.connect("html-page-context", short_types)
     app.connect("autodoc-skip-member", is_field)
 
 
@@ -78,10 +79,17 @@ def _escaped(text: str) -> str:
     return re.sub(r"(?m)^( *(?:\w+: )?)(?=(?:\(\w\)|[A-Za-z][.)])(?:\s|$))", r"\1\\", text)
 
 
-def short_types(app, what, name, obj, options, signature: str | None, returned: str | None) -> tuple[str | None, str | None]:
-    """`Float[jaxlib._jax.Array, 'batch']` as it is written in the code."""
-    shorter = lambda text: text and re.sub(r"\b(?:jaxlib\._jax|jaxtyping|numpy)\.(?=[A-Za-z])", "", text)  # noqa: E731
-    return shorter(signature), shorter(returned)
+def short_defaults(app, what, name, obj, options, signature: str | None, returned: str | None) -> tuple[str | None, str | None]:
+    """Defaults that are no Python in a signature, such as functions; and what Flax adds to the fields of every module."""
+    text = re.sub(r", parent: .*?= <flax[^>]*>, name: str \| None = None", "", signature or "")
+    text = re.sub(r"= <[^>]*>", "= ...", re.sub(r"<class '([\w.]+)'>", r"\1", text))
+    return text or None, returned
+
+
+def short_types(app, pagename: str, templatename: str, context: dict, doctree) -> None:
+    """`Float[Array, 'batch']` as it is written in the code, without the modules of its parts."""
+    if pagename.startswith("api/"):
+        context["body"] = re.sub(r"\b(?:jaxlib\._jax|jaxtyping)\.(?=[A-Z])", "", context["body"])
 
 
 def is_field(app, what, name: str, obj: object, skip: bool, options) -> bool | None:
