@@ -32,7 +32,7 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.flow.memoryless import Schedule, lean_adjoint, rollout
 from jaxdrl.rewards import discriminator
-from jaxdrl.training import compute, loading, mesh, models, state, telemetry
+from jaxdrl.training import compute, frozen_weights, loading, mesh, models, state, telemetry
 from jaxdrl.training.methods import adjoint, common
 
 ROOT = Path(__file__).parent.parent
@@ -323,7 +323,9 @@ def fused_step(config: Config, settings: adjoint.Settings, frozen: common.Frozen
         A call is one refresh.
     """
     devices = mesh.create_mesh()
-    step, held = adjoint.compile_step(config, settings, devices), [adjoint.initial_state(config, frozen.base)]
+    # Laid out as the stage does it: otherwise the second call, with the first one's result, is compiled again.
+    held = [mesh.place(adjoint.initial_state(config, frozen.base), devices)]
+    step, frozen = adjoint.compile_step(config, settings, devices), frozen_weights.place(config, frozen, devices)
 
     def refresh():
         with jax.set_mesh(devices):
