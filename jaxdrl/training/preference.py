@@ -18,7 +18,7 @@ from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.rewards import bradley_terry
 from jaxdrl.rewards.image_statistics import STATISTICS
-from jaxdrl.training import generation, loading, models
+from jaxdrl.training import distributed, generation, loading, models
 from jaxdrl.training.batching import compiled
 from jaxdrl.training.context import Run
 from jaxdrl.training.randomness import stage_key, stage_seed
@@ -54,10 +54,17 @@ def train(run: Run) -> tuple[PyTree, dict[str, float]]:
     Raises:
         UserError: If a statistic is unknown, or there are too few images.
     """
-    config, settings = run.config, run.config.preference
+    config = run.config
     check(config)
     encoder = encoders.train(run, "preference")
-    base = loading.load_model(config, run.workdir, "base")
+    with distributed.alone():
+        head, measured = _fitted(config, encoder, loading.load_model(config, run.workdir, "base"))
+    return {"encoder": encoder, "head": head}, measured
+
+
+def _fitted(config: Config, encoder: PyTree, base: PyTree) -> tuple[PyTree, dict[str, float]]:
+    """The head, fitted to choices among samples of the base, and how it does on images that it has not seen."""
+    settings = config.preference
     seed = stage_seed(config.seed, "preference/images")
     source = generation.Samples(config, base, num=settings.images, seed=seed, num_steps=settings.sampling_steps)
     parts = list(source.batches(0, settings.images, config.evaluate.batch_size))
@@ -78,7 +85,7 @@ def train(run: Run) -> tuple[PyTree, dict[str, float]]:
         "best_agreement": float(unseen.surely.mean()),
         "correlation": _within_classes(scores[held], utility[held], labels[held]),
     }
-    return {"encoder": encoder, "head": head}, measured
+    return head, measured
 
 
 def check(config: Config) -> None:

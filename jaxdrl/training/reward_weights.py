@@ -94,9 +94,10 @@ def _save(path: Path, tree: PyTree) -> None:
 def _class_head(run: Run, label: str) -> PyTree:
     """The class head on the reward encoder's features of the train images."""
     config = run.config
-    encode = compiled(models.features(config, "reward"), loading.load_encoder(config, run.workdir, "reward"))
     images, labels = data.load_arrays(data.open_split(config.data, data_directory(run), "train"), _IMAGES)
-    try:
-        return class_confidence.train(np.asarray(encode(images)), labels, config.data.num_classes)
-    except ValueError as error:
-        raise UserError(f"config.posttrain.rewards.{label}: {error}") from error
+    with distributed.alone():
+        encode = compiled(models.features(config, "reward"), loading.load_encoder(config, run.workdir, "reward"))
+        try:
+            return class_confidence.train(np.asarray(encode(images)), labels, config.data.num_classes)
+        except ValueError as error:
+            raise UserError(f"config.posttrain.rewards.{label}: {error}") from error

@@ -53,7 +53,8 @@ def run(run: Run) -> dict:
             )
             template = jax.eval_shape(models.encoder(run.config, which).init, jax.random.key(0))
             distributed.save_tree(path, files.match(template, params, f"the {which} encoder"))
-        result[which] = _quality(run, which)
+        with distributed.alone():
+            result[which] = _quality(run, which)
     return result
 
 
