@@ -30,6 +30,8 @@ class Backbone:
         predict: The network in its authors' own convention, same arguments: SiT's velocity, DiT's noise (and variance channels),
             REPA's and RAE's noise - data at t = 1 noise, JiT's clean image.
         aligned: REPA alone: as `velocity`, with the projected tokens for each encoder; None for others.
+        gates: Networks with SpectralDiT's gate alone: (params, t [batch], y [batch]) -> [batch, depth, 2], g_low and g_high of each
+            block; None for others.
         sample_shape: (h, w, c).
         num_classes: Classes without the null class.
     """
@@ -41,6 +43,7 @@ class Backbone:
     velocity: Velocity
     predict: Velocity
     aligned: Callable[..., tuple[Float[Array, "..."], list[Float[Array, "..."]]]] | None
+    gates: Callable[[PyTree, Float[Array, "..."], Int[Array, "..."]], Float[Array, "batch depth 2"]] | None
     sample_shape: tuple[int, ...]
     num_classes: int
 
@@ -211,6 +214,10 @@ def _build(name: str, family: str, items: tuple[tuple[str, Any], ...]) -> Backbo
         value, projections = module.apply({"params": params}, x, 1 - t, y, aligned=True)
         return -value, projections
 
+    def gates(params: PyTree, t: Any, y: Any) -> Any:
+        theirs = {"DiT": lambda: dit.diffusion_time(t)[0], "REPA": lambda: 1 - t}.get(family, lambda: t)()
+        return dit.gates(module, params, theirs, y)
+
     adapters = {"SiT": predict, "DiT": from_noise, "REPA": reversed_time, "JiT": from_image, "DiTDH": reversed_time}
     return Backbone(
         name=name,
@@ -221,6 +228,7 @@ def _build(name: str, family: str, items: tuple[tuple[str, Any], ...]) -> Backbo
         velocity=jax.jit(adapters[family], inline=True),
         predict=jax.jit(predict, inline=True),
         aligned=jax.jit(aligned, inline=True) if family == "REPA" else None,
+        gates=jax.jit(gates, inline=True) if fields.get("spectral", "none") != "none" else None,
         sample_shape=shape,
         num_classes=fields["num_classes"],
     )

@@ -37,7 +37,7 @@ from jaxdrl.backbones.layers import (
     xavier,
 )
 from jaxdrl.backbones.spectral import SpectralGate
-from jaxdrl.backbones.stack import rematerialised, run_blocks
+from jaxdrl.backbones.stack import block_params, rematerialised, run_blocks
 
 SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 zeros = nn.initializers.zeros
@@ -226,6 +226,39 @@ class SiT(nn.Module):
         return run_blocks(make, tokens, (c, time), range(split, self.depth), self.scan_layers), projections
 
 
+class _Time(nn.Module):
+    """The time embedding alone, under the names that it has in `SiT`."""
+
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "batch dim"]) -> Float[Array, "batch width"]:
+        return embed_time(features, self.width, self.dtype)
+
+
+def gates(network: SiT, params: Any, t: Float[Array, " batch"], y: Int[Array, " batch"]) -> Float[Array, "batch depth 2"]:
+    """SpectralDiT's gates of every block: they hang on time and class, not on the sample.
+
+    Args:
+        network: With `spectral` other than "none".
+        params: Its parameters, unrolled or scanned.
+        t: Times as the network's authors count them.
+        y: Classes.
+
+    Returns:
+        g_low and g_high.
+    """
+    features = timestep_embedding(t, network.frequency_dim, float(network.numerics == "diffusers"))
+    time = _Time(network.width, network.dtype).apply({"params": params}, features)
+    gate = SpectralGate(network.spectral, (0, 0), network.gate_scale, network.dtype)
+    condition, found = time + params["y_embedder"][y], []
+    for block in range(network.depth):
+        weights = block_params(params, block)["freq_gate"]
+        found.append(gate.apply({"params": weights}, time, condition, method="gates"))
+    return jnp.stack(found, axis=1)
+
+
 def diffusion_time(t: Float[Array, " batch"]) -> tuple[Float[Array, " batch"], Float[Array, " batch"]]:
     """The step n and a_n of DiT's diffusion at time t, by (2).
 
@@ -264,4 +297,4 @@ def velocity_from_noise(predict: Any, x: Float[Array, "batch h w c"], t: Float[A
     return (scaled - jnp.sqrt(1 - alpha) * noise) / jnp.sqrt(alpha) - noise
 
 
-__all__ = ["SIZES", "Block", "Projector", "SiT", "diffusion_time", "velocity_from_noise", "xavier"]
+__all__ = ["SIZES", "Block", "Projector", "SiT", "diffusion_time", "gates", "velocity_from_noise", "xavier"]

@@ -58,7 +58,6 @@ class SpectralGate(nn.Module):
     scale: float = 1.0
     dtype: Any = jnp.float32
 
-    @nn.compact
     def __call__(
         self,
         residual: Float[Array, "batch tokens width"],
@@ -75,13 +74,26 @@ class SpectralGate(nn.Module):
         Returns:
             r of (3).
         """
-        zeros = nn.initializers.zeros
-        if self.mode == "static":
-            logits = jnp.broadcast_to(self.param("logits", zeros, (2,), jnp.float32), (len(residual), 2))
-        else:
-            chosen = time if self.mode == "timestep" else condition
-            hidden = jax.nn.silu(dense(residual.shape[-1] // 4, self.dtype, "0")(chosen))
-            logits = dense(2, self.dtype, "2", zeros)(hidden).astype(jnp.float32)
-        gates = self.scale * jnp.tanh(logits)
+        gates = self.gates(time, condition)
         low, high = gates[:, :1, None], gates[:, 1:, None]
         return residual + high * residual + (low - high) * low_pass(residual, self.grid)
+
+    @nn.compact
+    def gates(self, time: Float[Array, "batch width"], condition: Float[Array, "batch width"]) -> Float[Array, "batch 2"]:
+        """The two numbers of (2).
+
+        Args:
+            time: The time embedding.
+            condition: Time plus label embedding.
+
+        Returns:
+            g_low and g_high of each sample.
+        """
+        zeros = nn.initializers.zeros
+        if self.mode == "static":
+            logits = jnp.broadcast_to(self.param("logits", zeros, (2,), jnp.float32), (len(time), 2))
+        else:
+            chosen = time if self.mode == "timestep" else condition
+            hidden = jax.nn.silu(dense(time.shape[-1] // 4, self.dtype, "0")(chosen))
+            logits = dense(2, self.dtype, "2", zeros)(hidden).astype(jnp.float32)
+        return self.scale * jnp.tanh(logits)

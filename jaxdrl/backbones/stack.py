@@ -80,6 +80,28 @@ def members(path: str) -> list[str]:
     return [f"{match[1]}blocks_{i}/{match[4]}" for i in range(int(match[2]), int(match[3]))] if match else [path]
 
 
+def block_params(params: Any, block: int) -> Any:
+    """The weights of one block.
+
+    Args:
+        params: Of a tower, unrolled or scanned.
+        block: Its number.
+
+    Returns:
+        The tree below "blocks_i" of the unrolled form.
+
+    Raises:
+        KeyError: If there is no such block.
+    """
+    if f"blocks_{block}" in params:
+        return params[f"blocks_{block}"]
+    for name, tree in params.items():
+        match = re.fullmatch(r"blocks_(\d+)_(\d+)", name)
+        if match and int(match[1]) <= block < int(match[2]):
+            return jax.tree.map(lambda leaf, first=int(match[1]): leaf[block - first], tree)
+    raise KeyError(f"blocks_{block}")
+
+
 def stacked(params: Any, template: Any) -> Any:
     """Stacks the blocks of an unrolled tree as a scanned network has them.
 

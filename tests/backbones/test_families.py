@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -110,6 +111,37 @@ def test_gate_formula_and_what_conditions_it():
     smooth = spectral.low_pass(residual, (3, 4))
     np.testing.assert_allclose(found, residual + low * smooth + high * (residual - smooth), atol=1e-5)
     np.testing.assert_array_equal(gate.apply({"params": params}, residual, time, both + 1), found)
+
+
+@pytest.mark.parametrize(
+    ("family", "mode"), [("SiT", "timestep"), ("DiT", "timestep+label"), ("REPA", "timestep"), ("SiT", "static")]
+)
+def test_gates_for_plots_are_those_that_the_network_applies(family, mode):
+    network = backbones.create(family, **LATENT, spectral=mode, gate_scale=0.5)
+    params, t, y = drawn(network.init), jnp.array([0.0, 0.3, 0.9]), jnp.array([1, 4, 5])
+    applied = []
+
+    def watch(call, arguments, options, context):
+        found = call(*arguments, **options)
+        if context.method_name == "gates":
+            applied.append(found)
+        return found
+
+    with jax.disable_jit(), nn.intercept_methods(watch):
+        network.velocity(params, jnp.zeros((3, 8, 12, 3)), t, y)
+    found = network.gates(params, t, y)
+    assert found.shape == (3, 2, 2) and len(applied) == 2
+    np.testing.assert_allclose(found, jnp.stack(applied, axis=1), atol=1e-6)
+    assert np.ptp(found, axis=1).max() > 1e-3
+    scanned = backbones.create(family, **LATENT, spectral=mode, gate_scale=0.5, scan_layers=True)
+    template = jax.eval_shape(scanned.init, jax.random.key(0))
+    np.testing.assert_allclose(scanned.gates(stack.stacked(params, template), t, y), found, atol=1e-6)
+
+
+def test_no_gates_without_a_spectral_gate():
+    assert backbones.create("SiT", **LATENT).gates is None
+    with pytest.raises(KeyError, match="blocks_2"):
+        stack.block_params({"blocks_0_2": {}, "blocks_1": {}}, 2)
 
 
 def test_the_gate_is_the_authors():

@@ -19,7 +19,7 @@ from jaxdrl.evaluation import classifier, drift, frechet, memorisation, protocol
 from jaxdrl.evaluation.collect import Collected, ImageSource, collect
 from jaxdrl.evaluation.image_sources import Split
 from jaxdrl.evaluation.sampling import Guidance
-from jaxdrl.training import distributed, generation, loading, measuring, reward_weights
+from jaxdrl.training import distributed, generation, loading, measuring, models, reward_weights
 from jaxdrl.training.context import Run
 from jaxdrl.training.metrics import read_metrics
 from jaxdrl.training.progress import Progress
@@ -29,6 +29,7 @@ from jaxdrl.training.workdir import data_directory, stage_result
 name = "evaluate"
 _SVM_SIDE = 32  # larger images are classified by their neighbours in the judge space
 _SPACES = measuring.NAMES
+_GATE_TIMES, _GATE_CLASSES = 21, 16
 
 
 def run(run: Run) -> dict:
@@ -286,4 +287,16 @@ def _keep_for_report(run: Run, sets: _Sets) -> None:
     kept["logits_real"] = np.array(held_out.features["logit"][:, 0])
     for row in ("base", "tuned"):
         kept[f"logits_{row}"] = np.array(sets.logits(row))
+    kept |= {f"gates_{row}": found for row in ("base", "tuned") if (found := _gates(run, row)) is not None}
     distributed.save_tree(run.workdir / name / "report_arrays.safetensors", kept)
+
+
+def _gates(run: Run, row: str) -> np.ndarray | None:
+    """SpectralDiT's gates by block and time, [2, depth, times], means over the first classes; None where the network has none."""
+    network = models.backbone(run.config)
+    if network.gates is None:
+        return None
+    params, times = loading.load_model(run.config, run.workdir, row), np.linspace(0, 1, _GATE_TIMES, dtype=np.float32)
+    classes = np.arange(min(network.num_classes, _GATE_CLASSES), dtype=np.int32)
+    found = network.gates(params, np.tile(times, len(classes)), np.repeat(classes, len(times)))
+    return np.asarray(found, np.float32).reshape(len(classes), len(times), -1, 2).mean(axis=0).transpose(2, 1, 0)
