@@ -1,4 +1,4 @@
-"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|evaluate|report|sweep|plan|sample|convert|export`.
+"""The command line: `jaxdrl run|pretrain|discriminator|posttrain|evaluate|report|compare|sweep|plan|sample|convert|export`.
 
 Mistakes of the user are one line on stderr and exit code 2; nothing that was computed is lost by any of them.
 """
@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import jaxdrl
-from jaxdrl import convert_command, measure_command, plan_command, sweep_command
+from jaxdrl import compare_command, convert_command, measure_command, plan_command, sweep_command
 from jaxdrl.config import Config, default
 from jaxdrl.errors import Lost, Stopped, UserError
 
@@ -33,6 +33,7 @@ commands
   posttrain      ... up to and including Adjoint Matching
   evaluate       ... up to and including the measurement; or measures any images (see `jaxdrl evaluate --help`)
   report         ... up to and including the report (as run)
+  compare        several runs on one page: lambda sweeps, seeds, settings (see `jaxdrl compare --help`)
   sweep          the best guidance: scale x interval, measured, drawn (see `jaxdrl sweep --help`)
   plan           whether a recipe fits TPUs or GPUs that are not here, and its hours (see `jaxdrl plan --help`)
   sample         images from a model of a workdir (see `jaxdrl sample --help`)
@@ -65,7 +66,20 @@ example
   jaxdrl sample --workdir=runs/first --model=base --num=80 --seed=3 --out=base.png
 """
 
-COMMANDS = ("run", "pretrain", "discriminator", "posttrain", "evaluate", "report", "sweep", "plan", "sample", "convert", "export")
+COMMANDS = (
+    "run",
+    "pretrain",
+    "discriminator",
+    "posttrain",
+    "evaluate",
+    "report",
+    "compare",
+    "sweep",
+    "plan",
+    "sample",
+    "convert",
+    "export",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,12 +135,15 @@ def _dispatch(argv: list[str]) -> int:
             "sample": SAMPLE_HELP,
             "convert": convert_command.CONVERT_HELP,
             "export": convert_command.EXPORT_HELP,
+            "compare": compare_command.COMPARE_HELP,
             "evaluate": measure_command.EVALUATE_HELP,
             "sweep": sweep_command.SWEEP_HELP,
             "plan": plan_command.PLAN_HELP,
         }
         print(pages.get(command, HELP.format(version=jaxdrl.__version__)), end="")
         return 0
+    if command == "compare":
+        return compare_command.run(rest)
     if command in ("convert", "export"):
         return (convert_command.convert if command == "convert" else convert_command.export)(rest)
     values = _parse(command, rest)

@@ -50,6 +50,19 @@ def ticks(low: float, high: float, count: int = 4) -> list[float]:
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def _ticks(low: float, high: float, log: bool) -> list[float]:
+    """Of an axis; of a logarithmic one, whose ends are powers of ten: 1, 2 and 5, or powers of ten alone where those are many."""
+    if not log:
+        return ticks(low, high)
+    for factors in ((1, 2, 5), (1,)):
+        found = [f * 10.0**k for k in range(math.floor(low), math.ceil(high) + 1) for f in factors]
+        found = [value for value in found if low <= math.log10(value) <= high]
+        if 2 <= len(found) <= 7:
+            return found
+    # Less than a factor of two, or very many powers.
+    return [float(f"{10.0**value:.2g}") for value in np.linspace(low, high, 6)[1:-1]]
+
+
 def number(value: float) -> str:
     """A tick's label: short, without trailing zeros; thousands as k.
 
@@ -68,7 +81,13 @@ class Frame:
     """Axes of one chart: maps data to pixels and draws the grid."""
 
     def __init__(
-        self, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " m"], *, log_x: bool = False, x_pad: float = 0.0
+        self,
+        x: Float[np.ndarray, " n"],
+        y: Float[np.ndarray, " m"],
+        *,
+        log_x: bool = False,
+        log_y: bool = False,
+        x_pad: float = 0.0,
     ) -> None:
         """Takes the range of the data.
 
@@ -76,11 +95,12 @@ class Frame:
             x: All of them; above 0 with `log_x`.
             y: All of them.
             log_x: Whether equal ratios of x are equally far apart.
+            log_y: The same for y, which is then above 0.
             x_pad: Share of the range that is left free at both sides.
         """
-        self._log = log_x
+        self._log_x, self._log_y = log_x, log_y
         self.x_low, self.x_high = _range(np.log10(x) if log_x else x, x_pad)
-        self.y_low, self.y_high = _range(y, 0.06)
+        self.y_low, self.y_high = _range(np.log10(y) if log_y else y, 0.06)
 
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Pixels of a point.
@@ -92,8 +112,8 @@ class Frame:
         Returns:
             (from the left, from the top).
         """
-        across = ((math.log10(x) if self._log else x) - self.x_low) / (self.x_high - self.x_low)
-        up = (y - self.y_low) / (self.y_high - self.y_low)
+        across = ((math.log10(x) if self._log_x else x) - self.x_low) / (self.x_high - self.x_low)
+        up = ((math.log10(y) if self._log_y else y) - self.y_low) / (self.y_high - self.y_low)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
     def axes(self, x_label: str, y_label: str, x_ticks: Sequence[float] | None = None) -> str:
@@ -108,15 +128,16 @@ class Frame:
             SVG.
         """
         parts, last = [], -math.inf
-        for value in ticks(self.x_low, self.x_high) if x_ticks is None else sorted(x_ticks):
-            px, _ = self.point(value, self.y_low)
+        left, bottom = 10.0**self.x_low if self._log_x else self.x_low, 10.0**self.y_low if self._log_y else self.y_low
+        for value in _ticks(self.x_low, self.x_high, self._log_x) if x_ticks is None else sorted(x_ticks):
+            px, _ = self.point(value, bottom)
             half, text = _LETTER * len(number(value)) / 2, number(value)
             if px - last < _TICK_GAP:
                 continue
             last, place = px, min(px, WIDTH - 1 - half)
             parts.append(f'<text class="tick" x="{place:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{text}</text>')
-        for value in ticks(self.y_low, self.y_high):
-            _, py = self.point(10.0**self.x_low if self._log else self.x_low, value)
+        for value in _ticks(self.y_low, self.y_high, self._log_y):
+            _, py = self.point(left, value)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py:.1f}" y2="{py:.1f}"/>')
             parts.append(f'<text class="tick" x="{LEFT - 6}" y="{py + 3.5:.1f}" text-anchor="end">{number(value)}</text>')
         middle = (TOP + HEIGHT - BOTTOM) / 2
@@ -137,6 +158,7 @@ def lines(
     *,
     errors: Mapping[str, Any] | None = None,
     log_x: bool = False,
+    log_y: bool = False,
     x_ticks: Sequence[float] | None = None,
     joined: bool = True,
 ) -> str:
@@ -146,10 +168,11 @@ def lines(
         title: Above the chart.
         x_label: With its unit.
         y_label: With its unit.
-        series: name -> (x, y); points that are not finite are left out, with `log_x` those not above 0 too. The n-th name that has
-            points takes the n-th style.
+        series: name -> (x, y); points that are not finite are left out, on logarithmic axes those not above 0 too. The n-th name that
+            has points takes the n-th style.
         errors: name -> half the length of the bar at each point, for some of the series.
         log_x: Whether the x axis is logarithmic.
+        log_y: Whether the y axis is; bars that reach below 0 then end near it.
         x_ticks: Where ticks of the x axis are.
         joined: Whether points are joined by lines; without, x is a number that means nothing, and is left some room.
 
@@ -160,13 +183,14 @@ def lines(
     for name, (x, y) in series.items():
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
         half = np.asarray((errors or {}).get(name, np.zeros(len(x))), np.float64)
-        fine = np.isfinite(x) & np.isfinite(y) & (x > 0 if log_x else True)
+        fine = np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not log_x)) & ((y > 0) | (not log_y))
         if fine.any():
-            kept[name] = (x[fine], y[fine], np.nan_to_num(half[fine]))
+            half = np.minimum(np.nan_to_num(half[fine]), 0.9 * y[fine] if log_y else np.inf)
+            kept[name] = (x[fine], y[fine], half)
     if not kept:
         return figure(title, "", "", keys(["no data"], "point"))
     every = np.concatenate([y + sign * half for _, y, half in kept.values() for sign in (-1, 1)])
-    frame = Frame(np.concatenate([x for x, _, _ in kept.values()]), every, log_x=log_x, x_pad=0.0 if joined else 0.1)
+    frame = Frame(np.concatenate([x for x, _, _ in kept.values()]), every, log_x=log_x, log_y=log_y, x_pad=0.0 if joined else 0.1)
     body, said = frame.axes(x_label, y_label, x_ticks), []
     for index, (name, (x, y, half)) in enumerate(kept.items()):
         points = [frame.point(a, b) for a, b in zip(*_thinned(x, y), strict=True)]
@@ -351,7 +375,7 @@ def _beside(place: tuple[float, float], word: str, taken: list[tuple[float, floa
         if inside and not any(box[0] < r and l < box[2] and box[1] < b and t < box[3] for l, t, r, b in taken):  # noqa: E741
             taken.append(box)
             at = {"start": left, "end": left + width, "middle": left + width / 2}[anchor]
-            return f'<text class="tick" x="{at:.1f}" y="{base:.1f}" text-anchor="{anchor}">{html.escape(word)}</text>'
+            return f'<text class="tick word" x="{at:.1f}" y="{base:.1f}" text-anchor="{anchor}">{html.escape(word)}</text>'
     return ""
 
 

@@ -1,16 +1,13 @@
 """report.html: one file without scripts or requests; what happened, the pictures, the numbers, the curves."""
 
-import base64
 import html
 import json
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from jaxdrl import samples_file
-from jaxdrl.report import charts, table
+from jaxdrl.report import areas, charts, sections, table
 
 SPACE_NAMES = {"reward": "reward space", "judge": "judge space", "pixels": "pixels"}
 
@@ -26,23 +23,17 @@ def render(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], arra
     Returns:
         HTML.
     """
-    style = (resources.files("jaxdrl.report") / "style.css").read_text()
-    sections = [
+    parts = [
         f"<h1>{html.escape(str(report['config']['name']))}</h1><p class='lead'>{html.escape(headline(report))}</p>",
         _grids(report, arrays),
-        "<h2>The distances</h2>" + _table(report) + _reading(report) + _rewards(report) + _drift(report),
+        "<h2>The distances</h2>" + _table(report) + _reading(report) + _tradeoff(report) + _rewards(report) + _drift(report),
         "<h2>What the reward saw</h2><div class='charts'>" + "".join(_clouds(arrays)) + "</div>",
+        _gates(report, arrays),
         "<h2>Is the base converged?</h2>" + _plateau(report, metrics),
         "<h2>How each stage went</h2><div class='charts'>" + "".join(_curves(metrics)) + "</div>",
-        _details(report),
+        _details(report, metrics),
     ]
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>jaxdrl: {html.escape(str(report['config']['name']))}</title><style>{style}</style></head><body><main>"
-        + "\n".join(sections)
-        + "</main></body></html>\n"
-    )
+    return sections.document(f"jaxdrl: {report['config']['name']}", parts)
 
 
 def headline(report: Mapping[str, Any]) -> str:
@@ -78,16 +69,16 @@ def headline(report: Mapping[str, Any]) -> str:
 
 def _grids(report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
     titles = {"grid_base": "base", "grid_tuned": f"after {table.method(dict(report))}", "grid_real": "real images"}
+    shape, classes = "a row a class", report["stages"].get("data", {}).get("num_classes")
     figures = []
     for name, title in titles.items():
         if name not in arrays:
             continue
         images = arrays[name]
         rows = [images[start : start + 8] for start in range(0, len(images), 8)]
-        picture = base64.b64encode(samples_file.png(samples_file.grid(rows), 6 if images.shape[1] <= 16 else 2)).decode()
-        figures.append(
-            f"<figure><figcaption>{title}</figcaption><img alt='{title}' src='data:image/png;base64,{picture}'></figure>"
-        )
+        source = "from the data" if name == "grid_real" else "the same noise and labels before and after"
+        alt = f"{len(images)} images, {title}: {len(rows)} rows of {len(rows[0])}, {shape}{f' of {classes}' if classes else ''}; {source}."
+        figures.append(sections.picture(title, alt, rows))
     names = report["stages"].get("data", {}).get("class_names", [])
     classes = f" Rows are classes: {html.escape(', '.join(map(str, names)))}." if names else ""
     return (
@@ -208,6 +199,33 @@ def _drift(report: Mapping[str, Any]) -> str:
     )
 
 
+def _tradeoff(report: Mapping[str, Any]) -> str:
+    """Every row as a point of precision and coverage, base and tuned model joined."""
+    titles = table.titles(dict(report))
+    place = lambda row: (report["coverage"][row], report["precision"][row])  # noqa: E731
+    rows = [row for row in titles if row in report["coverage"] and row in report["precision"]]
+    if "base" not in rows or "tuned" not in rows:
+        return ""
+    series = {"base to tuned": (*zip(place("base"), place("tuned"), strict=True), ("base", titles["tuned"]))}
+    for row in rows:
+        if row not in ("base", "tuned"):
+            series[titles[row]] = (*((value,) for value in place(row)), (titles[row],))
+    chart = charts.paths("Precision against coverage", "coverage, judge space", "precision, judge space", series)
+    return f"<div class='charts'>{chart}</div>"
+
+
+def _gates(report: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """SpectralDiT's gates before and after, where the network has them."""
+    found = sections.gates(arrays, {"base": "base", "tuned": f"after {table.method(dict(report))}", "change": "change"})
+    if not found:
+        return ""
+    return (
+        "<h2>The spectral gates</h2><p class='soft'>A gate g multiplies low (or high) frequencies of a block's MLP residual by 1 + g, by "
+        "time and block; means over classes. Base and tuned model share a scale, their difference has its own.</p>"
+        f"<div class='charts'>{''.join(found + sections.gate_curves(arrays))}</div>"
+    )
+
+
 def _clouds(arrays: Mapping[str, np.ndarray]) -> list[str]:
     figures = []
     for space in ("reward", "judge"):
@@ -304,12 +322,15 @@ def _of_rewards(metrics: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, st
     return [("posttrain", title, "refresh", label, names) for title, label, names in curves]
 
 
-def _details(report: Mapping[str, Any]) -> str:
+def _details(report: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
     seconds = report["seconds"]
     rows = "".join(f"<tr><td>{html.escape(stage)}</td><td>{value:.0f}</td></tr>" for stage, value in seconds.items())
     kept = {key: report[key] for key in ("config", "stages", "versions")}
+    steps = [sections.steps_said(metrics, stage, unit) for stage, unit in (("pretrain", "steps"), ("posttrain", "refreshes"))]
+    said = "".join(f"<p class='soft'>{html.escape(text)}</p>" for text in steps if text)
     return (
-        "<h2>Cost and settings</h2><div class='scroll'><table style='min-width:14rem'><tr><th>stage</th><th>seconds</th></tr>"
-        f"{rows}<tr class='main'><td>all</td><td>{sum(seconds.values()):.0f}</td></tr></table></div>"
+        f"<h2>Cost and settings</h2><div class='charts'>{areas.pie('Time by stage', seconds)}"
+        "<div class='scroll'><table><tr><th>stage</th><th>seconds</th></tr>"
+        f"{rows}<tr class='main'><td>all</td><td>{sum(seconds.values()):.0f}</td></tr></table></div></div>{said}"
         f"<details><summary>Config, results of the stages, versions</summary><pre>{html.escape(json.dumps(kept, indent=2))}</pre></details>"
     )

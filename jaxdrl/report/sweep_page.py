@@ -2,12 +2,11 @@
 
 import html
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any
 
 from jaxdrl.evaluation import search
 from jaxdrl.evaluation.search import Cell
-from jaxdrl.report import charts
+from jaxdrl.report import charts, sections
 
 _PAIRS = (("precision", "recall"), ("density", "coverage"), ("fid", "is"), ("fid", "sfid"), ("adm-precision", "adm-recall"))
 
@@ -24,7 +23,6 @@ def render(cells: Sequence[Cell], metric: str, title: str, settings: Mapping[str
     Returns:
         HTML without scripts or requests.
     """
-    style = (resources.files("jaxdrl.report") / "style.css").read_text()
     best, names = search.best(cells, metric), [name for name in cells[0].numbers if "/" not in name]
     curves = [charts.lines(name, "guidance scale", name, _series(cells, name)) for name in names]
     pairs = [(metric, name) for name in names if name != metric] + [pair for pair in _PAIRS if set(pair) <= set(names)]
@@ -33,17 +31,17 @@ def render(cells: Sequence[Cell], metric: str, title: str, settings: Mapping[str
     shown = "; ".join(f"{key} {text(value)}" for key, value in settings.items() if value is not None)
     low, high = best.guidance.interval
     where = "without guidance" if best.guidance.scale == 1 else f"at scale {best.guidance.scale:g} for t in [{low:g}, {high:g}]"
-    return (
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<title>jaxdrl: guidance, {html.escape(title)}</title><style>{style}</style></head><body><main>"
+    parts = [
         f"<h1>Guidance of {html.escape(title)}</h1><p class='lead'>The best {html.escape(metric)}, {best.numbers[metric]:.4g}, is reached "
-        f"{where}.</p><p class='soft'>{html.escape(shown)}</p>"
+        f"{where}.</p><p class='soft'>{html.escape(shown)}</p>",
         f"<h2>Over the scale</h2><p class='soft'>A line an interval of times at which guidance acts. Scale 1 is no guidance.</p>"
-        f"<div class='charts'>{''.join(curves)}</div><h2>What one costs in the other</h2><p class='soft'>Each point is a scale and an "
+        f"<div class='charts'>{''.join(curves)}</div>",
+        "<h2>What one costs in the other</h2><p class='soft'>Each point is a scale and an "
         "interval; on the front no other point is better in one without being worse in the other.</p>"
-        f"<div class='charts'>{''.join(fronts)}</div><h2>All points</h2>{_table(cells, best, names)}</main></body></html>\n"
-    )
+        f"<div class='charts'>{''.join(fronts)}</div>",
+        f"<h2>All points</h2>{_table(cells, best, names)}",
+    ]
+    return sections.document(f"jaxdrl: guidance, {title}", parts)
 
 
 def plain(cells: Sequence[Cell], metric: str) -> str:
