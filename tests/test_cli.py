@@ -80,7 +80,8 @@ def test_no_shipped_weights(capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["--help"], ["run", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["sweep", "--help"]]
+    "argv",
+    [[], ["--help"], ["run", "--help"], ["sample", "--help"], ["evaluate", "--help"], ["sweep", "--help"], ["compare", "--help"]],
 )
 def test_help_teaches(argv, capsys):
     assert cli.main(argv) == 0

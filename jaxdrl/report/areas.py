@@ -43,7 +43,7 @@ def pie(title: str, parts: Mapping[str, float], said: Callable[[float], str] = d
     Returns:
         A <figure>, whose legend gives size and share of each part.
     """
-    whole = sum(parts.values())
+    whole = sum(parts.values(), 0.0)
     if whole <= 0:
         return charts.figure(title, "", "", "<span class='soft'>nothing took time</span>")
     body, legend, words, angle = "", "", [], 0.0
@@ -97,7 +97,9 @@ def heatmap(
             f'height="{high + 0.3:.1f}" fill-opacity="{strength:.2f}"/>'
         )
     body += _borders(rows, x) + _words(x_label, y_label)
-    flat = [f"block {row} from {charts.number(line[0])} to {charts.number(line[-1])}" for row, line in enumerate(values)]
+    flat = [
+        f"block {row} from {charts.number(float(line[0]))} to {charts.number(float(line[-1]))}" for row, line in enumerate(values)
+    ]
     most = charts.number(float(np.abs(values).max(initial=0.0)))
     alt = f"{title}: {rows} rows ({y_label}) by {columns} columns ({x_label}), at most {most} in size. {'; '.join(flat[:8])}."
     size = charts.number(float(f"{limit:.2g}"))

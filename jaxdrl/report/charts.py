@@ -88,6 +88,7 @@ class Frame:
         log_x: bool = False,
         log_y: bool = False,
         x_pad: float = 0.0,
+        y_pad: float = 0.06,
     ) -> None:
         """Takes the range of the data.
 
@@ -97,10 +98,11 @@ class Frame:
             log_x: Whether equal ratios of x are equally far apart.
             log_y: The same for y, which is then above 0.
             x_pad: Share of the range that is left free at both sides.
+            y_pad: The same above and below.
         """
         self._log_x, self._log_y = log_x, log_y
         self.x_low, self.x_high = _range(np.log10(x) if log_x else x, x_pad)
-        self.y_low, self.y_high = _range(np.log10(y) if log_y else y, 0.06)
+        self.y_low, self.y_high = _range(np.log10(y) if log_y else y, y_pad)
 
     def point(self, x: float, y: float) -> tuple[float, float]:
         """Pixels of a point.
@@ -217,19 +219,23 @@ def paths(
         title: Above the chart.
         x_label: With its unit.
         y_label: With its unit.
-        series: name -> (x, y, words).
+        series: name -> (x, y, words); points that are not finite are left out.
         joined: Whether they are joined.
 
     Returns:
         A <figure>; words without room are left out of the picture, not of its description.
     """
-    kept = {
-        name: (np.asarray(x, np.float64), np.asarray(y, np.float64), words) for name, (x, y, words) in series.items() if len(x)
-    }
+    kept = {}
+    for name, (x, y, words) in series.items():
+        points = [
+            (float(a), float(b), word) for a, b, word in zip(x, y, words, strict=True) if math.isfinite(a) and math.isfinite(b)
+        ]
+        if points:
+            kept[name] = tuple(zip(*points, strict=True))
     if not kept:
         return figure(title, "", "", keys(["no data"], "point"))
-    xs, ys = (np.concatenate([values[i] for values in kept.values()]) for i in (0, 1))
-    frame = Frame(xs, ys, x_pad=0.1)
+    xs, ys = (np.array([value for values in kept.values() for value in values[i]]) for i in (0, 1))
+    frame = Frame(xs, ys, x_pad=0.12, y_pad=0.12)
     taken = [(px - 3, py - 3, px + 3, py + 3) for px, py in (frame.point(a, b) for a, b in zip(xs, ys, strict=True))]
     body, texts, said = frame.axes(x_label, y_label), "", []
     for index, (name, (x, y, words)) in enumerate(kept.items()):
@@ -265,7 +271,9 @@ def scatter(title: str, clouds: Mapping[str, Float[np.ndarray, "n 2"]]) -> str:
     for index, (name, points) in enumerate(clouds.items()):
         places = [frame.point(float(a), float(b)) for a, b in points]
         body += "".join(f'<circle class="mark {style(index)}" cx="{a:.1f}" cy="{b:.1f}" r="1.7"/>' for a, b in places)
-        said.append(f"{name}, {len(points)} points around {number(points[:, 0].mean())}, {number(points[:, 1].mean())}")
+        said.append(
+            f"{name}, {len(points)} points around {number(float(points[:, 0].mean()))}, {number(float(points[:, 1].mean()))}"
+        )
     return figure(
         title, body, f"{title}: a cloud of points each, second against {x_label}. {_listed(said)}", keys(list(clouds), "point")
     )
@@ -364,12 +372,11 @@ def _thinned(x: np.ndarray, y: np.ndarray, limit: int = 300) -> tuple[np.ndarray
 def _beside(place: tuple[float, float], word: str, taken: list[tuple[float, float, float, float]]) -> str:
     """A word at the first side of a point where nothing is; empty if there is none."""
     (px, py), width = place, _LETTER * len(word)
-    for left, base, anchor in (
-        (px + 6, py + 3.5, "start"),
-        (px - 6 - width, py + 3.5, "end"),
-        (px - width / 2, py - 6, "middle"),
-        (px - width / 2, py + 14, "middle"),
-    ):
+    right, level, lefts = (px + 6, "start"), py + 3.5, (px - 6 - width, "end")
+    middle, near_right, near_left = (px - width / 2, "middle"), (px + 4, "start"), (px - 4 - width, "end")
+    above = [(*column, py - rise) for rise in (6, 16) for column in (middle, near_right, near_left)]
+    below = [(*column, py + fall) for fall in (14, 24) for column in (middle, near_right, near_left)]
+    for left, anchor, base in ((*right, level), (*lefts, level), *above, *below):
         box = (left, base - 8, left + width, base + 1)
         inside = box[0] > LEFT and box[2] < WIDTH and box[1] > 0 and box[3] < HEIGHT - BOTTOM
         if inside and not any(box[0] < r and l < box[2] and box[1] < b and t < box[3] for l, t, r, b in taken):  # noqa: E741

@@ -130,7 +130,7 @@ def cells(found: Sequence[RunFolder]) -> tuple[list[str], list[list[str]]]:
         for metric in ("precision", "recall", "coverage", "accuracy"):
             line.append("–" if result is None else f"{result[metric]['tuned']:.3f}")
         line.append("–" if result is None else f"{result['kl']:.3g}")
-        body.append([*line, areas.duration(sum(run.seconds.values()))])
+        body.append([*line, areas.duration(sum(run.seconds.values(), 0.0))])
     return head, body
 
 
@@ -321,19 +321,14 @@ def _tradeoff(found: Sequence[RunFolder]) -> str:
         return ""
     key, figures = runs.axis(found), []
     for space, title in (("judge", "judge space"), ("reward", "reward space")):
-        place = lambda run, row, space=space: tuple(  # noqa: E731
-            (run.evaluation if space == "judge" else run.evaluation["reward_space"])[metric][row]
-            for metric in ("coverage", "precision")
-        )
         series: dict[str, tuple[Any, Any, list[str]]] = {}
         for name, group in groups.items():
-            points = [(*place(run, "tuned"), runs.value(run, key) if key else str(found.index(run) + 1)) for run in group]
-            start = [(*place(group[0], "base"), "base")] if key else []
-            x, y, words = zip(*start, *points, strict=True)
-            series[name] = (x, y, list(words))
+            points = [(*_place(run, space, "tuned"), runs.value(run, key) if key else str(found.index(run) + 1)) for run in group]
+            points = ([(*_place(group[0], space, "base"), "base")] if key else []) + points
+            series[name] = ([x for x, _, _ in points], [y for _, y, _ in points], [word for _, _, word in points])
         if key is None:
-            bases = {place(run, "base"): "base" for group in groups.values() for run in group}
-            series["bases"] = (*zip(*bases, strict=True), list(bases.values()))
+            bases = list(dict.fromkeys(_place(run, space, "base") for group in groups.values() for run in group))
+            series["bases"] = ([x for x, _ in bases], [y for _, y in bases], ["base"] * len(bases))
         figures.append(
             charts.paths(f"Precision against coverage, {title}", "coverage", "precision", series, joined=key is not None)
         )
@@ -346,6 +341,14 @@ def _tradeoff(found: Sequence[RunFolder]) -> str:
         f"<h2>Precision and coverage</h2><p class='soft'>{html.escape(along)}. Up is more faithful, to the right more varied.</p>"
         f"<div class='charts'>{''.join(figures)}</div>"
     )
+
+
+def _place(run: RunFolder, space: str, row: str) -> tuple[float, float]:
+    """(coverage, precision) of a run with an evaluation; no numbers for one of an older version that has none in this space."""
+    result = run.evaluation or {}
+    metrics = result if space == "judge" else result.get("reward_space", {})
+    coverage, precision = (metrics.get(metric, {}).get(row, float("nan")) for metric in ("coverage", "precision"))
+    return coverage, precision
 
 
 def _statistics(found: Sequence[RunFolder]) -> str:

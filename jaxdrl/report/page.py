@@ -202,14 +202,13 @@ def _drift(report: Mapping[str, Any]) -> str:
 def _tradeoff(report: Mapping[str, Any]) -> str:
     """Every row as a point of precision and coverage, base and tuned model joined."""
     titles = table.titles(dict(report))
-    place = lambda row: (report["coverage"][row], report["precision"][row])  # noqa: E731
-    rows = [row for row in titles if row in report["coverage"] and row in report["precision"]]
+    across, up = report["coverage"], report["precision"]
+    rows = [row for row in titles if row in across and row in up]
     if "base" not in rows or "tuned" not in rows:
         return ""
-    series = {"base to tuned": (*zip(place("base"), place("tuned"), strict=True), ("base", titles["tuned"]))}
-    for row in rows:
-        if row not in ("base", "tuned"):
-            series[titles[row]] = (*((value,) for value in place(row)), (titles[row],))
+    both = ("base", "tuned")
+    series = {"base to tuned": ([across[row] for row in both], [up[row] for row in both], ["base", titles["tuned"]])}
+    series |= {titles[row]: ([across[row]], [up[row]], [titles[row]]) for row in rows if row not in both}
     chart = charts.paths("Precision against coverage", "coverage, judge space", "precision, judge space", series)
     return f"<div class='charts'>{chart}</div>"
 

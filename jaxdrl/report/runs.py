@@ -262,9 +262,9 @@ def _read(path: Path, name: str) -> RunFolder:
 
 def _seconds(path: Path, stage: str, result: Mapping[str, Any] | None) -> float | None:
     if result is not None:
-        return result.get("seconds")
+        return float(result.get("seconds", 0.0))
     spent = path / stage / "seconds.json"
-    return json.loads(spent.read_text()) if spent.exists() else None
+    return float(json.loads(spent.read_text())) if spent.exists() else None
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

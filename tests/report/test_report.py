@@ -3,45 +3,21 @@
 import json
 import re
 import shutil
-import subprocess
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 
 from jaxdrl.errors import UserError
 from jaxdrl.report import build, charts, page, table
-
-VOID = {"meta", "img", "br", "hr", "link", "input", "circle", "line", "polyline"}
-
-
-class Balanced(HTMLParser):
-    """Collects tags that are opened and not closed, and every address that is asked for."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.addresses = [], []
-
-    def handle_starttag(self, tag, attributes):
-        self.addresses += [value for name, value in attributes if name in ("src", "href")]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.addresses += [value for name, value in attributes if name in ("src", "href")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
+from tests.report import pages
 
 
 def test_page_is_whole_and_asks_for_nothing(tiny_run):
     html = (tiny_run / "report.html").read_text()
-    parser = Balanced()
-    parser.feed(html)
-    assert parser.open == []
-    assert parser.addresses and all(address.startswith("data:") for address in parser.addresses)
-    assert "<script" not in html and "url(" not in html
-    for title in ("The same noise, before and after", "The distances", "Is the base converged?", "How each stage went"):
+    read = pages.check(html)
+    assert read.addresses and any("base: 10 rows of 8" in alt for alt in read.alts)
+    titles = ("The same noise, before and after", "The distances", "Is the base converged?", "How each stage went")
+    for title in (*titles, "Precision against coverage", "Time by stage"):
         assert title in html
     for row in table.ROWS.values():
         assert row in html
@@ -137,19 +113,13 @@ def test_charts_draw_every_point_and_skip_what_is_not_finite():
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
-@pytest.mark.parametrize("width", [400, 1200])
+@pytest.mark.parametrize("width", pages.WIDTHS)
 def test_a_browser_renders_it(tiny_run, tmp_path, width):
-    picture = tmp_path / "page.png"
-    flags = "--headless --no-sandbox --disable-gpu --hide-scrollbars --no-first-run --disable-quic"
-    flags += " --disable-background-networking --disable-component-update --disable-sync"
-    command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}"]
-    command += [f"--window-size={width},1500", (tiny_run / "report.html").as_uri()]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    from PIL import Image
-
-    pixels = np.asarray(Image.open(picture).convert("L"))
+    pixels = pages.screenshot(tiny_run / "report.html", tmp_path, width)
     assert pixels.shape == (1500, width)
     assert pixels.std() > 10 and (pixels < 80).mean() > 0.01
+    window, page, out = pages.overflow(tiny_run / "report.html", tmp_path, width)
+    assert window == width and page <= width and out == []
 
 
 def test_a_method_is_called_by_what_it_was_trained_on():

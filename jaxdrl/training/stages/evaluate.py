@@ -10,6 +10,7 @@ kept of a row is its features, in a folder of its own from which an interrupted 
 from functools import partial
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxdrl import data
@@ -298,5 +299,5 @@ def _gates(run: Run, row: str) -> np.ndarray | None:
         return None
     params, times = loading.load_model(run.config, run.workdir, row), np.linspace(0, 1, _GATE_TIMES, dtype=np.float32)
     classes = np.arange(min(network.num_classes, _GATE_CLASSES), dtype=np.int32)
-    found = network.gates(params, np.tile(times, len(classes)), np.repeat(classes, len(times)))
+    found = network.gates(params, jnp.tile(times, len(classes)), jnp.repeat(classes, len(times)))
     return np.asarray(found, np.float32).reshape(len(classes), len(times), -1, 2).mean(axis=0).transpose(2, 1, 0)
