@@ -9,14 +9,16 @@ from jaxdrl.errors import UserError
 
 COMPARE_HELP = """usage: jaxdrl compare RUN RUN ... [--out=FILE.html]
 
-Compares the runs in two or more workdirs, finished or not, on one self-contained page: a table of the runs with the keys in which they
-differ and their distances; images of the same noise side by side; distances, precision and coverage, drift statistics and rewards against
-lambda (posttrain.reward_scale) where it differs, otherwise against the only number that does; spectral gates; curves of post-training; where
-the time went. Nothing is sampled or measured again: what a run lacks is said. docs/comparing.md explains the page.
+Compares the runs in two or more workdirs, finished or not, on one self-contained page: a table of the runs with the keys in
+which they differ and their distances; images of the same noise side by side; distances, precision and coverage, drift
+statistics and rewards against lambda (posttrain.reward_scale) where it differs, otherwise against the only number that does;
+spectral gates; curves of post-training; where the time went. Nothing is sampled or measured again: what a run lacks is said.
+docs/comparing.md explains the page.
 
   --out   default compare.html
 
-The runs must have the same data. Runs with other seeds are compared too, but images stand side by side only where the noise is the same.
+The runs must have the same data. Runs with other seeds are compared too, but images stand side by side only where the noise
+is the same.
 
 examples
   for l in 0.3 1 3; do jaxdrl run --config=configs/drl_digits.py --workdir=runs/lambda$l --config.posttrain.reward_scale=$l; done

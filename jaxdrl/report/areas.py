@@ -93,8 +93,8 @@ def heatmap(
             continue
         left, top = charts.LEFT + column * wide, charts.HEIGHT - charts.BOTTOM - (row + 1) * high
         body += (
-            f'<rect class="cell c{0 if value < 0 else 1}" x="{left:.1f}" y="{top:.1f}" width="{wide + 0.3:.1f}" '
-            f'height="{high + 0.3:.1f}" fill-opacity="{strength:.2f}"/>'
+            f'<rect class="cell c{0 if value < 0 else 1}" x="{left:.2f}" y="{top:.2f}" width="{wide:.2f}" '
+            f'height="{high:.2f}" fill-opacity="{strength:.2f}"/>'
         )
     body += _borders(rows, x) + _words(x_label, y_label)
     flat = [

@@ -145,7 +145,7 @@ def _group(run: RunFolder, found: Sequence[RunFolder]) -> str:
     keys = [key for key in runs.differing(found) if key != runs.axis(found) and not key.startswith("evaluate.")]
     if not keys:
         return "tuned"
-    label = runs.label(run, keys)
+    label = runs.label(run, runs.telling(found, keys))
     if len(label) <= 44:
         return label
     alike = next(other for other in found if all(other.config.get(key) == run.config.get(key) for key in keys))
@@ -215,7 +215,7 @@ def _strips(found: Sequence[RunFolder]) -> str:
 
 def _columns(group: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str]:
     """Pictures of a strip; a base stands before the runs that started from it."""
-    keys = [key for key in runs.differing(found) if key != "seed" and not key.startswith("evaluate.")]
+    keys = [key for key in runs.differing(found) if not key.startswith("evaluate.")]
     rows, columns = _rows(len(group[0].arrays["grid_tuned"])), []
     ordered, bases = list(group), [run.arrays["grid_base"] for run in group]
     first = {run.name: next(i for i, base in enumerate(bases) if np.array_equal(base, run.arrays["grid_base"])) for run in group}
@@ -225,7 +225,8 @@ def _columns(group: Sequence[RunFolder], found: Sequence[RunFolder]) -> list[str
         if index == 0 or first[run.name] != first[ordered[index - 1].name]:
             said = f"base of {run.name}" if several else "base"
             columns.append(_column(said, f"{said}, before post-training", run.arrays["grid_base"], rows))
-        label = runs.label(run, keys)
+        beside = [other for other in ordered if first[other.name] == first[run.name]]
+        label = runs.label(run, runs.telling(beside, keys))
         label = label if len(label) <= 44 else run.name
         columns.append(_column(label, f"{label} ({run.name}), after post-training", run.arrays["grid_tuned"], rows))
     return columns
@@ -406,7 +407,7 @@ def _gates(found: Sequence[RunFolder]) -> str:
 
 
 def _training(found: Sequence[RunFolder]) -> str:
-    keys = runs.differing(found)
+    keys = runs.telling(found, runs.differing(found))
     figures = []
     for metric, (title, y_label) in _CURVES.items():
         series = {}

@@ -112,7 +112,7 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def differing(runs: Sequence[RunFolder]) -> list[str]:
-    """Keys of the config in which runs differ, those that results hang on; λ first, the seed last.
+    """Keys of the config in which runs differ, those that results hang on; λ first, then the seed, those of the evaluation last.
 
     Args:
         runs: Any.
@@ -128,7 +128,25 @@ def differing(runs: Sequence[RunFolder]) -> list[str]:
         values = {json.dumps(run.config.get(key)) for run in runs if key in run.config or chosen}
         if len(values) > 1 and not key.startswith(_HOW):
             found.append(key)
-    return sorted(found, key=lambda key: (key != LAMBDA, key == "seed"))
+    return sorted(found, key=lambda key: (key != LAMBDA, key != "seed", key.startswith("evaluate.")))
+
+
+def telling(runs: Sequence[RunFolder], keys: Sequence[str]) -> list[str]:
+    """As few keys as tell runs apart that some keys tell apart.
+
+    Args:
+        runs: Any.
+        keys: With dots.
+
+    Returns:
+        Those of the keys, in their order, that each tell more runs apart than the ones before.
+    """
+    count = lambda some: len({tuple(value(run, key) for key in some) for run in runs})  # noqa: E731
+    kept: list[str] = []
+    for key in keys:
+        if count([*kept, key]) > count(kept):
+            kept.append(key)
+    return kept
 
 
 def axis(runs: Sequence[RunFolder]) -> str | None:
@@ -193,7 +211,9 @@ def value(run: RunFolder, key: str) -> str:
     Returns:
         Short text; "–" where this run's config does not know the key.
     """
-    return _word(run.config[key]) if key in run.config else "–"
+    if key not in run.config:
+        return "–"
+    return "yes" if run.config[key] == {} and any(part in _FREE for part in key.split(".")[:-1]) else _word(run.config[key])
 
 
 def notes(runs: Sequence[RunFolder]) -> list[str]:
@@ -284,4 +304,6 @@ def _word(leaf: Any) -> str:
         return f"{leaf:g}"
     if isinstance(leaf, list):
         return "×".join(map(_word, leaf)) if leaf and all(map(_is_number, leaf)) else "[" + ", ".join(map(_word, leaf)) + "]"
+    if isinstance(leaf, str) and leaf.count("/") > 2:
+        return "…/" + "/".join(leaf.split("/")[-2:])
     return "none" if leaf in ("", {}, None) else str(leaf)

@@ -121,7 +121,11 @@ def test_runs_that_differ_in_words_are_numbered(sweep, tiny_run, tmp_path):
     rate = pages.variant(tiny_run, tmp_path / "v", {"posttrain.learning_rate": 0.5, SCALE: 3.0})
     assert runs.axis(runs.read([sweep[0], rate])) == "posttrain.learning_rate"
     rewards = pages.variant(tiny_run, tmp_path / "r", {"posttrain.rewards": {"inked_pixels": {}}, SCALE: 3.0})
-    assert "posttrain.rewards.inked_pixels" in runs.differing(runs.read([sweep[0], rewards]))
+    found = runs.read([sweep[0], rewards])
+    assert runs.differing(found) == ["posttrain.rewards.discriminator", "posttrain.rewards.inked_pixels"]
+    assert [runs.value(run, "posttrain.rewards.inked_pixels") for run in found] == ["–", "yes"]
+    assert runs.telling(found, runs.differing(found)) == ["posttrain.rewards.discriminator"]
+    assert "rewards.discriminator = yes" in compare_page.render(found)
 
 
 def test_runs_without_any_evaluation(sweep, tiny_run, tmp_path):
