@@ -187,18 +187,9 @@ def short_key(key: str) -> str:
     Returns:
         "λ" for the reward scale, the last part for most others; the two last for the vague ones.
     """
-    vague = key.rsplit(".", 1)[-1] in (
-        "name",
-        "weights",
-        "width",
-        "depth",
-        "steps",
-        "batch_size",
-        "learning_rate",
-        "fields",
-        "dtype",
-    )
-    return SHORT.get(key, ".".join(key.split(".")[-2:]) if vague else key.rsplit(".", 1)[-1])
+    *parents, last = key.split(".")
+    vague = last in ("name", "weights", "width", "depth", "steps", "batch_size", "learning_rate", "fields", "dtype")
+    return SHORT.get(key, ".".join(key.split(".")[-2:]) if vague or set(parents[-1:]) & set(_FREE) else last)
 
 
 def value(run: RunFolder, key: str) -> str:

@@ -4,11 +4,18 @@ import json
 import re
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxdrl import recipes
+from jaxdrl.config import default
 from jaxdrl.errors import UserError
 from jaxdrl.report import build, charts, page, table
+from jaxdrl.training import models
+from jaxdrl.training.stages import evaluate
+from jaxdrl.weights import files
+from tests.drawing import drawn
 from tests.report import pages
 
 
@@ -125,3 +132,18 @@ def test_a_browser_renders_it(tiny_run, tmp_path, width):
 def test_a_method_is_called_by_what_it_was_trained_on():
     assert table.method({}) == "DRL" and table.method({"algorithm": "nft", "trained_on": ["inked_pixels"]}) == "NFT"
     assert table.titles({"trained_on": ["bradley_terry"]})["tuned"] == "+ Adjoint Matching"
+
+
+def test_gates_are_kept_for_the_report(tmp_path):
+    config = recipes.tiny(default())
+    config.data.update(name="digits", image_shape=(8, 8, 1), num_classes=3)
+    config.backbone.update(depth=2, spectral="timestep+label")
+    params = drawn(models.backbone(config).init)
+    files.save_tree(tmp_path / "posttrain" / "model.safetensors", params)
+    found = evaluate._gates(config, tmp_path, "tuned")
+    times, classes = jnp.array([0.0, 0.5, 1.0]), jnp.arange(3)
+    each = [models.backbone(config).gates(params, times, jnp.full(3, label)) for label in classes]
+    assert found.shape == (2, 2, 21) and found.dtype == np.float32
+    np.testing.assert_allclose(found[:, :, ::10], np.mean(each, axis=0).transpose(2, 1, 0), atol=1e-6)
+    config.backbone.spectral = "none"
+    assert evaluate._gates(config, tmp_path, "tuned") is None

@@ -8,12 +8,14 @@ kept of a row is its features, in a folder of its own from which an interrupted 
 """
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxdrl import data
+from jaxdrl.config import Config
 from jaxdrl.data import Source
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import classifier, drift, frechet, memorisation, protocol, reward_spaces, search, spaces, tilt
@@ -288,16 +290,16 @@ def _keep_for_report(run: Run, sets: _Sets) -> None:
     kept["logits_real"] = np.array(held_out.features["logit"][:, 0])
     for row in ("base", "tuned"):
         kept[f"logits_{row}"] = np.array(sets.logits(row))
-    kept |= {f"gates_{row}": found for row in ("base", "tuned") if (found := _gates(run, row)) is not None}
+    kept |= {f"gates_{row}": found for row in ("base", "tuned") if (found := _gates(run.config, run.workdir, row)) is not None}
     distributed.save_tree(run.workdir / name / "report_arrays.safetensors", kept)
 
 
-def _gates(run: Run, row: str) -> np.ndarray | None:
+def _gates(config: Config, workdir: Path, row: str) -> np.ndarray | None:
     """SpectralDiT's gates by block and time, [2, depth, times], means over the first classes; None where the network has none."""
-    network = models.backbone(run.config)
+    network = models.backbone(config)
     if network.gates is None:
         return None
-    params, times = loading.load_model(run.config, run.workdir, row), np.linspace(0, 1, _GATE_TIMES, dtype=np.float32)
+    params, times = loading.load_model(config, workdir, row), np.linspace(0, 1, _GATE_TIMES, dtype=np.float32)
     classes = np.arange(min(network.num_classes, _GATE_CLASSES), dtype=np.int32)
     found = network.gates(params, jnp.tile(times, len(classes)), jnp.repeat(classes, len(times)))
     return np.asarray(found, np.float32).reshape(len(classes), len(times), -1, 2).mean(axis=0).transpose(2, 1, 0)
