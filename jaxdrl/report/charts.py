@@ -124,7 +124,7 @@ class Frame:
         Args:
             x_label: With its unit.
             y_label: With its unit.
-            x_ticks: Where; by default round numbers. Those without room are left out.
+            x_ticks: Where; by default round numbers. Those without room, or outside, are left out.
 
         Returns:
             SVG.
@@ -134,7 +134,7 @@ class Frame:
         for value in _ticks(self.x_low, self.x_high, self._log_x) if x_ticks is None else sorted(x_ticks):
             px, _ = self.point(value, bottom)
             half, text = _LETTER * len(number(value)) / 2, number(value)
-            if px - last < _TICK_GAP:
+            if px - last < _TICK_GAP or not LEFT - 1 < px < WIDTH - RIGHT + 1:
                 continue
             last, place = px, min(px, WIDTH - 1 - half)
             parts.append(f'<text class="tick" x="{place:.1f}" y="{HEIGHT - BOTTOM + 15}" text-anchor="middle">{text}</text>')

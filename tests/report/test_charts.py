@@ -108,6 +108,8 @@ def test_ticks_and_words_do_not_lie_on_each_other():
         for one, other in itertools.combinations(boxes, 2):
             assert one[1] <= other[0] + 1 or other[1] <= one[0] + 1 or one[3] <= other[2] + 1 or other[3] <= one[2] + 1
         assert all(left >= 0 and right <= charts.WIDTH for left, right, _, _ in boxes)
+    outside = charts.lines("t", "x", "y", {"a": ([1, 10], [1, 2])}, log_x=True, x_ticks=[1.0, 10.0, 30.0])
+    assert re.findall(r'text-anchor="middle">(\d+)<', outside) == ["1", "10"]
     assert "a long word at 0.9, 0.9" in cloud and cloud.count("<polyline") == 1
     assert charts.paths("t", "x", "y", {"a": ([1], [1], ["w"])}, joined=False).count("<polyline") == 0
     some = charts.paths("t", "x", "y", {"a": ([1, float("nan")], [1, 2], ["v", "w"]), "b": ([float("inf")], [1], ["u"])})

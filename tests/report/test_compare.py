@@ -135,7 +135,8 @@ def test_runs_without_any_evaluation(sweep, tiny_run, tmp_path):
     assert "None of them has been evaluated yet" in html and "no stage is finished" in html and "Distances" not in html
 
 
-def test_mistakes(sweep, tiny_run, tmp_path, capsys):
+def test_mistakes(sweep, tiny_run, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     patches = pages.variant(tiny_run, tmp_path / "patches", {"data.name": "patches"})
     torn = pages.variant(tiny_run, tmp_path / "torn", {})
     (torn / "evaluate" / "result.json").write_text("{")
