@@ -177,6 +177,7 @@ def of_functions(
         velocity=compiled,
         predict=compiled,
         aligned=None,
+        gates=None,
         sample_shape=tuple(sample_shape),
         num_classes=num_classes,
     )
