@@ -299,7 +299,11 @@ def _gates(config: Config, workdir: Path, row: str) -> np.ndarray | None:
     network = models.backbone(config)
     if network.gates is None:
         return None
-    params, times = loading.load_model(config, workdir, row), np.linspace(0, 1, _GATE_TIMES, dtype=np.float32)
-    classes = np.arange(min(network.num_classes, _GATE_CLASSES), dtype=np.int32)
-    found = network.gates(params, jnp.tile(times, len(classes)), jnp.repeat(classes, len(times)))
-    return np.asarray(found, np.float32).reshape(len(classes), len(times), -1, 2).mean(axis=0).transpose(2, 1, 0)
+    times, classes = (
+        np.linspace(0, 1, _GATE_TIMES, dtype=np.float32),
+        np.arange(min(network.num_classes, _GATE_CLASSES), dtype=np.int32),
+    )
+    with distributed.alone():
+        params = loading.load_model(config, workdir, row)
+        found = np.asarray(network.gates(params, jnp.tile(times, len(classes)), jnp.repeat(classes, len(times))), np.float32)
+    return found.reshape(len(classes), len(times), -1, 2).mean(axis=0).transpose(2, 1, 0)
