@@ -14,7 +14,7 @@ from jaxdrl.evaluation.collect import collect
 from jaxdrl.evaluation.image_sources import Files
 from jaxdrl.evaluation.statistics import Moments
 from jaxdrl.weights import model_directory
-from tests.report.test_report import Balanced
+from tests.report import pages
 
 SMALL = {"width": 16, "depth": 1, "num_heads": 2, "resolution": 28}
 
@@ -205,9 +205,7 @@ def test_a_sweep_finds_the_best_and_draws_it(tiny_run, tmp_path, capsys):
     assert len(kept["points"]) == 5 and kept["best"]["fd"] == min(point["fd"] for point in kept["points"])
     page = (tmp_path / "sweep.html").read_text()
     assert page.count("<svg") >= 9 and "fd against" not in page.split("</h1>")[0] and "http" not in page.replace("http-equiv", "")
-    parser = Balanced()
-    parser.feed(page)
-    assert parser.open == [] and parser.addresses == []
+    pages.check(page)
     assert not list((tmp_path / "points").glob("*/samples"))
     capsys.readouterr()
     assert cli.main([*arguments, "--metrics=fd,prdc", "--k=2", "--density_k=2"]) == 0

@@ -44,6 +44,7 @@ def wait_for(path, seconds=60.0):
 
 
 def begin(script, *arguments, env):
+    # A shell cannot trap what its parent ignores, and tests that run in the background ignore SIGINT.
     return subprocess.Popen(
         ["bash", str(LAUNCH / script), *arguments],
         env=env,
@@ -51,6 +52,7 @@ def begin(script, *arguments, env):
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
