@@ -78,7 +78,7 @@ def planned(recipe: str, where: str) -> dict[str, Any] | None:
     given = settings(recipe, where)
     command = [sys.executable, "-m", "jaxdrl", "plan", f"--config={ROOT}/configs/drl_imagenet_{recipe}.py", f"--topology={where}"]
     done = subprocess.run([*command, "--json", *(f"--config.{one}" for one in given)], capture_output=True, text=True, cwd=ROOT)
-    if done.returncode not in (0, 1):
+    if done.returncode not in (0, 1) or not done.stdout:
         print(f"{recipe} on {where}: exit code {done.returncode}: {done.stderr[-500:]}", file=sys.stderr, flush=True)
         return None
     found = json.loads(done.stdout)
