@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -43,16 +44,18 @@ def wait_for(path, seconds=60.0):
     return path.read_text()
 
 
+# A shell cannot trap what its parent ignores, and tests that run in the background ignore SIGINT.
+TRAPPABLE = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
+
+
 def begin(script, *arguments, env):
-    # A shell cannot trap what its parent ignores, and tests that run in the background ignore SIGINT.
     return subprocess.Popen(
-        ["bash", str(LAUNCH / script), *arguments],
+        [sys.executable, "-c", TRAPPABLE, "bash", str(LAUNCH / script), *arguments],
         env=env,
         cwd=LAUNCH.parent,
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
