@@ -180,6 +180,7 @@ def _pretrain() -> Config:
             "batch_size": 128,
             "learning_rate": 1e-3,
             "warmup_steps": 500,
+            "adam_b2": 0.999,  # second decay of Adam
             "grad_clip": 1.0,
             "ema_decay": 0.999,
             "label_dropout": 0.1,

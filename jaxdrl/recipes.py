@@ -8,6 +8,9 @@ import ml_collections
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 
+# `backbones.spectral.MODES`, which would take a second to import.
+GATES = ("none", "timestep", "timestep+label", "static")
+
 
 def tiny(config: Config) -> Config:
     """Shrinks a recipe so that every stage runs in seconds on a laptop; what it computes stays the same.
@@ -164,6 +167,29 @@ def start_from(config: Config, workdir: str) -> Config:
         )
     config.backbone.weights = workdir or config.backbone.weights
     return config
+
+
+def gated(config: Config, variant: str) -> tuple[Config, bool]:
+    """Gives the generator SpectralDiT's gate, or none: the one thing in which runs of a spectral recipe differ.
+
+    Args:
+        config: A recipe; changed in place.
+        variant: What followed the colon: a gate (none, timestep, timestep+label, static), "tiny", or both with a comma; without a gate the
+            paper's, timestep.
+
+    Returns:
+        (the same config, whether the small form is asked for).
+
+    Raises:
+        UserError: If a word is neither.
+    """
+    words = [word for word in variant.split(",") if word]
+    gates = [word for word in words if word in GATES]
+    unknown = [word for word in words if word not in (*GATES, "tiny")]
+    if unknown or len(gates) > 1:
+        raise UserError(f"--config: variant {variant!r} is unknown; use one of {', '.join(GATES)}, or :tiny, or :GATE,tiny")
+    config.backbone.update(spectral=gates[0] if gates else "timestep", gate_scale=1.0)
+    return config, "tiny" in words
 
 
 def check_variant(variant: str) -> None:

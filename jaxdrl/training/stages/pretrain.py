@@ -254,6 +254,7 @@ def _optimizer(config: Config, decay: tuple[int, int] | None = None):
         total_steps=end,
         decay="linear" if decay else "constant",
         grad_clip=settings.grad_clip,
+        b2=settings.adam_b2,
     )
     return optimizer
 
