@@ -8,6 +8,7 @@ the folder is not made again; one that does not fit is a row as well. The table 
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,13 +20,14 @@ RECIPES = ("sit_xl", "repa_xl", "jit_h", "rae_xl")
 # Of a slice: the mesh, and parts that its chips divide. A gradient step has 576 trajectories, so 256 chips are 64 x 4.
 SLICES = {
     "v5e:4x4": {"fsdp": 16, "rollout_batch": 256, "reward_batch": 16, "micro_batches": 36},
-    "v5e:16x16": {"fsdp": 64, "tensor": 4, "rollout_batch": 256, "reward_batch": 64, "micro_batches": 9},
+    "v5e:16x16": {"fsdp": 64, "tensor": 4, "rollout_batch": 128, "reward_batch": 64, "micro_batches": 9},
     "v5p:2x4x4": {"fsdp": 32, "rollout_batch": 256, "reward_batch": 128, "micro_batches": 6},
     "v6e:8x8": {"fsdp": 64, "rollout_batch": 256, "reward_batch": 64, "micro_batches": 9},
     "h200:8": {"fsdp": 8, "rollout_batch": 256, "reward_batch": 64, "micro_batches": 8},
 }
-# Trajectories in pixel space and in RAE's latents are 64 times as large: they wait in the hosts' memory where chips have little.
-LARGE = {"buffer_dtype": "bfloat16", "buffer_memory": "pinned_host"}
+# Trajectories in pixel space and in RAE's latents are 64 times as large: they wait in the hosts' memory, where what is rolled out together
+# is a row. 192 divides a gradient step, and the chips divide it.
+LARGE: dict[str, Any] = {"rollout_batch": 192, "shuffle_block": 192, "buffer_dtype": "bfloat16", "buffer_memory": "pinned_host"}
 
 
 def main() -> None:
@@ -60,7 +62,8 @@ def settings(recipe: str, where: str) -> list[str]:
     """
     posttrain = {"shuffle_block": 64} | dict(SLICES[where])
     mesh = {key: posttrain.pop(key) for key in ("fsdp", "tensor") if key in posttrain}
-    posttrain |= LARGE if recipe in ("jit_h", "rae_xl") else {}
+    if recipe in ("jit_h", "rae_xl"):
+        posttrain |= LARGE | {"reward_batch": math.gcd(posttrain["reward_batch"], LARGE["rollout_batch"])}
     groups = {"mesh": mesh, "posttrain": posttrain}
     return [f"{group}.{key}={value}" for group, values in groups.items() for key, value in values.items()]
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from scipy import stats
 
 from jaxdrl import recipes, stored_config
+from jaxdrl.config import Config
 from jaxdrl.training import compute, models
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -85,7 +86,8 @@ def evaluated(workdir: Path, seed: int, model: str = "base") -> dict[str, float]
     out = workdir / f"measured_{model}"
     if not (out / "metrics.json").exists():
         asked = ("--metrics=fd,prdc,spectrum", "--encoder=judge", "--reference=split:test", f"--seed={seed}")
-        number = stored_config.get_config(str(workdir)).evaluate.num_samples
+        config: Config = stored_config.get_config(str(workdir))
+        number = config.evaluate.num_samples
         jaxdrl("evaluate", f"--workdir={workdir}", f"--model={model}", f"--num={number}", f"--out={out}", *asked)
     values = json.loads((out / "metrics.json").read_text())["metrics"]
     return {metric: values[metric]["value"] for metric in METRICS}

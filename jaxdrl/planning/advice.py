@@ -44,6 +44,10 @@ def advise(config: Config, plan: Plan) -> list[str]:
         if options.buffer_dtype == "float32":
             found.append("config.posttrain.buffer_dtype=bfloat16")
         if options.shuffle_block % ways == 0 and options.shuffle_block > 1:
+            # What is rolled out together is then one row, see training/methods/buffers.py.
+            if together != options.shuffle_block:
+                found = [one for one in found if "rollout_batch" not in one]
+                found.append(f"config.posttrain.rollout_batch={options.shuffle_block}")
             found.append("config.posttrain.buffer_memory=pinned_host")
     return found
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pallas_tpu
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxdrl import cli, plan_command
 from jaxdrl import config as jaxdrl_config
@@ -19,6 +20,7 @@ from jaxdrl.backbones import attention
 from jaxdrl.errors import UserError
 from jaxdrl.planning import advice, chips, estimate, page, programs
 from jaxdrl.training import mesh, models
+from jaxdrl.training.methods import buffers, common
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = f"--config={ROOT}/configs/drl_digits.py:tiny"
@@ -102,7 +104,12 @@ def test_advice_names_what_applies_and_stops_where_nothing_is_left():
     config.backbone.update(remat="none", scan_layers=False)
     assert {"config.backbone.remat=full", "config.backbone.scan_layers=true"} < set(advice.advise(config, _plan(peak_bytes=40e9)))
     full = advice.advise(config, _plan(peak_bytes=40e9, buffer_bytes=9e9))
-    assert full[-2:] == ["config.posttrain.buffer_dtype=bfloat16", "config.posttrain.buffer_memory=pinned_host"]
+    assert [setting.partition("posttrain.")[2] for setting in full[-3:]] == [
+        "buffer_dtype=bfloat16",
+        "rollout_batch=64",
+        "buffer_memory=pinned_host",
+    ]
+    assert sum("rollout_batch" in setting for setting in full) == 1
     least = _config(rollout_batch=16, reward_batch=16, shuffle_block=16, batch_size=576, micro_batches=36, buffer_size=2304)
     assert advice.advise(least, _plan(peak_bytes=40e9)) == []
     assert advice.verdict(least, _plan(peak_bytes=40e9)).endswith("take more chips, or chips with more memory")
@@ -239,3 +246,25 @@ def test_the_published_recipe_compiles_for_a_real_topology():
     # Nothing is lost in the loops, and rematerialisation costs at most half again.
     assert 0.95 < found["flops"] * found["chips"] / found["useful_flops"] < 1.6
     assert found["link_bytes"]["all-gather"] > 0 and found["hours"] > 1
+
+
+@pytest.mark.slow
+def test_the_compiler_of_tpus_slices_rows_that_lie_in_host_memory():
+    """Along one axis alone, and without a reshape: nothing else compiles. Needs libtpu."""
+    pytest.importorskip("libtpu")
+    from jax.experimental import topologies
+
+    described = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    devices = Mesh(np.array(described.devices).reshape(1, 4, 1), mesh.AXES)
+    config = _config(buffer_size=64, rollout_batch=8, batch_size=16, shuffle_block=8, buffer_memory="pinned_host")
+    states, rows = (64, 8, 32, 32, 3), NamedSharding(devices, PartitionSpec(("data", "fsdp")))
+
+    def sums(states):
+        collect = lambda part: (buffers.in_rows(config, part[0], devices), {})  # noqa: E731
+        kept = common.in_chunks(collect, states, jnp.arange(64), jax.random.key(0), 8, joined=False)[0]
+        add = lambda total, order: (total + buffers.take(config, kept, order, devices).sum(0), None)  # noqa: E731
+        return jax.lax.scan(add, jnp.zeros(states.shape[1:]), buffers.orders(config, jax.random.key(1)))[0]
+
+    text = jax.jit(sums).lower(jax.ShapeDtypeStruct(states, jnp.float32, sharding=rows)).compile().as_text()
+    # Memory space 5 is the hosts': eight rows of eight trajectories, two a chip.
+    assert re.search(r"dynamic-slice-start = \(\(f32\[8,1,2,8,32,32,3\]\{[^}]*S\(5\)\}", text)

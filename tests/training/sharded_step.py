@@ -42,7 +42,8 @@ def config_of(algorithm, family):
         # before the first step, would be rounding as large as what is learnt.
         config.posttrain.reward_scale *= 1000
     if family == "JiT":
-        config.backbone.fields = ml_collections.ConfigDict({"context_length": 4, "bottleneck": 8, "mlp_ratio": 3.0})
+        # 96 hidden channels: with 64, a tensor half of one layer's two gates has the shape of two layers' projections.
+        config.backbone.fields = ml_collections.ConfigDict({"context_length": 4, "bottleneck": 8, "mlp_ratio": 4.5})
     if family == "DiTDH":
         config.backbone.fields = ml_collections.ConfigDict({"head_width": 48, "head_num_heads": 4, "mlp_ratio": 3.0})
     if "scan" in options:
@@ -50,7 +51,9 @@ def config_of(algorithm, family):
     if "remat" in options:
         config.backbone.remat = "full"
     if "memory" in options:
-        config.posttrain.update(shuffle_block=8, buffer_memory="pinned_host", buffer_dtype="bfloat16", reward_batch=8)
+        config.posttrain.update(
+            rollout_batch=8, shuffle_block=8, buffer_memory="pinned_host", buffer_dtype="bfloat16", reward_batch=8
+        )
         config.mesh.frozen = "fsdp"
     if "lora" in options:
         config.posttrain.lora.rank = 4

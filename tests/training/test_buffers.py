@@ -19,21 +19,21 @@ def _config(**options):
     return config
 
 
-@pytest.mark.parametrize("memory", buffers.MEMORIES)
-def test_rows_hold_every_trajectory_once_and_are_taken_whole(memory):
-    config, devices = _config(shuffle_block=4, buffer_memory=memory), mesh.create_mesh()
+@pytest.mark.parametrize(("memory", "together"), [("device", 12), ("pinned_host", 4)])
+def test_rows_hold_every_trajectory_once_and_are_taken_whole(memory, together):
+    config, devices = _config(shuffle_block=4, buffer_memory=memory, rollout_batch=together), mesh.create_mesh()
     states = jnp.arange(24 * 6.0).reshape(24, 2, 3)
 
     @jax.jit
     def roll(states):
         collect = lambda part: (buffers.in_rows(config, {"x": part[0], "id": part[1]}, devices), {})  # noqa: E731
-        return common.in_chunks(collect, states, jnp.arange(24), jax.random.key(0), 12, joined=False)[0]
+        return common.in_chunks(collect, states, jnp.arange(24), jax.random.key(0), together, joined=False)[0]
 
     kept = roll(states)
-    assert kept["x"].shape == (2, 3, 4, 2, 3) and kept["x"].sharding.memory_kind == memory
+    assert kept["x"].shape == (24 // together, together // 4, 4, 2, 3) and kept["x"].sharding.memory_kind == memory
     assert kept["id"].sharding.memory_kind == "device"
     # Chunks are interleaved, rows too: of those rolled out together, i, i + n / g, i + 2 n / g ...
-    assert sorted(np.asarray(kept["id"])[0, 0].tolist()) == [0, 6, 12, 18]
+    assert sorted(np.asarray(kept["id"])[0, 0].tolist()) == [0, 6, 12, 18]  # for both: the chunks are interleaved as well
     orders = buffers.orders(config, jax.random.key(1))
     assert orders.shape == (3, 2) and sorted(orders.ravel().tolist()) == list(range(6))
     take = jax.jit(lambda kept, rows: buffers.take(config, kept, rows, devices))
@@ -57,7 +57,8 @@ def test_without_rows_minibatches_are_drawn_from_the_whole_buffer():
     [
         ({"buffer_dtype": "float16"}, "buffer_dtype: 'float16' must be one of float32, bfloat16"),
         ({"buffer_memory": "disk"}, "buffer_memory: 'disk' must be one of device, pinned_host"),
-        ({"buffer_memory": "pinned_host"}, "needs a shuffle_block above 1"),
+        ({"buffer_memory": "pinned_host", "shuffle_block": 1, "rollout_batch": 1}, "needs a shuffle_block above 1"),
+        ({"buffer_memory": "pinned_host", "shuffle_block": 4}, r"set shuffle_block \(4\) to rollout_batch \(12\), or"),
         ({"shuffle_block": 3}, r"shuffle_block \(3\) must divide batch_size \(8\) and rollout_batch \(12\)"),
         ({"shuffle_block": 8}, r"shuffle_block \(8\) must divide"),
         ({"reward_batch": 5}, r"reward_batch \(5\) must divide what is rolled out at a time \(12\)"),

@@ -79,6 +79,13 @@ def test_a_bare_gradient_is_cut_because_it_is_told_to():
         assert told["largest_gather"] <= report["largest_layer"] < report["largest_stack"]
 
 
+def test_the_spectral_filter_reaches_over_the_edges_of_a_token_grid_that_is_cut():
+    report = _on_eight_devices("sharded_filter")
+    assert report["far"] < 2e-6 and report["changed"] > 0.5
+    # Two of eight rows, and one of two images, a device; edges are sent, nothing is gathered.
+    assert report["shard"] == [1, 12, 4] and not report["gathers"]
+
+
 def test_mesh_sizes_must_fit():
     assert mesh.create_mesh().shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
     with pytest.raises(UserError, match=r"config\.mesh"):

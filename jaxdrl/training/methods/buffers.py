@@ -5,13 +5,13 @@ and each device holds all of it for a moment. With `config.posttrain.shuffle_blo
 that are rolled out together stay together: minibatches are drawn from such rows of g, anew each epoch. Where data x fsdp divides g, a row lies
 over all devices, and nothing moves. Which trajectories share a minibatch depends on g and on `rollout_batch`, never on the mesh.
 
-Rows can be kept in the host's memory (`config.posttrain.buffer_memory` = "pinned_host") and are then copied to the devices row by row.
+Rows can be kept in the host's memory (`config.posttrain.buffer_memory` = "pinned_host") and are then copied to the devices row by row; what is rolled
+out together is then one row, so that its arrays are cut along their first axis alone: TPUs slice nothing else there.
 """
 
 import math
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key, PyTree
 
@@ -46,6 +46,11 @@ def check(config: Config, devices: Mesh | None = None) -> None:
         raise UserError(
             f"config.posttrain.shuffle_block ({block}) must divide batch_size ({options.batch_size}) and "
             f"{'rollout_batch' if options.rollout_batch else 'buffer_size'} ({together})"
+        )
+    if options.buffer_memory == "pinned_host" and together != block:
+        raise UserError(
+            f"config.posttrain.buffer_memory: pinned_host keeps what is rolled out together as one row: set shuffle_block ({block}) to "
+            f"{'rollout_batch' if options.rollout_batch else 'buffer_size'} ({together}), or rollout_batch to shuffle_block"
         )
     ways = devices.shape["data"] * devices.shape["fsdp"] if devices is not None else 1
     if options.buffer_memory == "pinned_host" and (block == 1 or block % ways):
@@ -106,17 +111,17 @@ def take(config: Config, buffer: PyTree, rows: Int[Array, " rows"], devices: Mes
     Returns:
         Leaves [batch, ...] on the devices.
     """
-    block = config.posttrain.shuffle_block
-    if block == 1:
+    if config.posttrain.shuffle_block == 1:
         return jax.tree.map(lambda leaf: leaf[rows], buffer)
-    per_chunk = jax.tree.leaves(buffer)[0].shape[1]
 
     def pick(leaf):
+        on_host = _on_host(config, leaf.ndim - 3)
+        # In the hosts' memory a chunk is a row (`check`): nothing else than the first axis is sliced or reshaped there, as TPUs want it.
+        listed = leaf if on_host else leaf.reshape(-1, 1, *leaf.shape[2:])
+
         def row(index):
-            start = (index // per_chunk, index % per_chunk, *(0,) * (leaf.ndim - 2))
-            if _on_host(config, leaf.ndim - 3):
-                start = tuple(jax.device_put(jnp.int32(i), _whole(devices).with_memory_kind("pinned_host")) for i in start)
-            found = jax.lax.dynamic_slice(leaf, start, (1, 1, *leaf.shape[2:]))
+            index = jax.device_put(index, _whole(devices).with_memory_kind("pinned_host")) if on_host else index
+            found = jax.lax.dynamic_index_in_dim(listed, index, keepdims=True)
             return jax.device_put(found, _rows(config, devices, 2))[0, 0]
 
         # [rows, g, ...]: as in `in_rows`, the axis that lies over the devices comes first.
