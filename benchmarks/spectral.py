@@ -5,8 +5,8 @@ r"""SpectralDiT's gate against none, paired by seed: distances, recall, spectrum
 
 Trains the generator of `configs/RECIPE.py` once for each gate and seed; the gate is all that differs within a seed (same data order, noise and
 initial weights of what both have). Samples of a seed start from the same noise. The encoders, which are the measuring stick, are those of the
-first run. Prints Markdown tables, writes `summary.json` and `gates.html`. A call that was cut goes on where it stopped. What follows `--`
-goes to jaxdrl.
+first run. With `--drl`, Discriminator-Guided RL follows for the gates that it names, and its result is measured in the same way. Prints Markdown
+tables and writes `summary.json`; a call that was cut goes on where it stopped; what follows `--` goes to jaxdrl. What the gates do: `spectral_gates.py`.
 
 The paper (arXiv 2606.18765) reports for CIFAR-10 FID 20.78 -> 19.71 (-5.1 %), recall .559 -> .576, spectrum gap .205 -> .161 over five seeds, at
 1.36 % more parameters and .6 % more operations.
@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--recipe", required=True, help="spectral_digits, spectral_patches ...")
     parser.add_argument("--seeds", default="0,1,2,3,4", type=lambda text: [int(part) for part in split(text)])
     parser.add_argument("--gates", default=",".join(recipes.GATES), type=split)
+    parser.add_argument("--drl", default="", type=lambda text: split(text) if text else [], help="gates that DRL is run for")
     parser.add_argument("--tiny", action="store_true", help="the recipe's small form")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("rest", nargs="*", help="further arguments of jaxdrl, after --")
@@ -45,7 +46,9 @@ def main() -> None:
     for seed in options.seeds:
         for gate in options.gates:
             found[gate].append(measured(options, gate, seed))
-    costs = {gate: cost(options.out / gate / f"seed{options.seeds[0]}") for gate in options.gates}
+    for gate in options.drl:
+        found[f"{gate} + DRL"] = [tuned(options, gate, seed) for seed in options.seeds]
+    costs = {gate: cost(options.out / gate.removesuffix(" + DRL") / f"seed{options.seeds[0]}") for gate in found}
     summary = {"seeds": options.seeds, "runs": found, "cost": costs}
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2))
     print("\n".join(table(found, costs)))
@@ -70,6 +73,23 @@ def measured(options: argparse.Namespace, gate: str, seed: int) -> dict[str, flo
             copy(first, workdir, ("data", "encoders"))
         jaxdrl("pretrain", recipe, f"--config.seed={seed}", f"--workdir={workdir}", *options.rest)
     return evaluated(workdir, seed)
+
+
+def tuned(options: argparse.Namespace, gate: str, seed: int) -> dict[str, float]:
+    """DRL on the generator of one run.
+
+    Args:
+        options: The command line.
+        gate: Of the generator.
+        seed: `config.seed`.
+
+    Returns:
+        A number a metric.
+    """
+    workdir = options.out / gate / f"seed{seed}"
+    if not (workdir / "posttrain" / "result.json").exists():
+        jaxdrl("posttrain", f"--workdir={workdir}", *options.rest)
+    return evaluated(workdir, seed, "tuned")
 
 
 def evaluated(workdir: Path, seed: int, model: str = "base") -> dict[str, float]:

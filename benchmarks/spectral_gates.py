@@ -11,6 +11,7 @@ import argparse
 import json
 import shutil
 import statistics
+import sys
 from pathlib import Path
 
 import flax.linen as nn
@@ -18,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
-from spectral import copy, evaluated
 
 from jaxdrl import data, stored_config
 from jaxdrl.backbones.spectral import SpectralGate, low_pass
@@ -27,6 +27,10 @@ from jaxdrl.data.images import to_float
 from jaxdrl.flow import path
 from jaxdrl.report import areas, charts
 from jaxdrl.training import loading, models
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.spectral import copy, evaluated
 
 TIMES = tuple(np.linspace(0.05, 0.95, 10).tolist())
 BANDS = ("low", "high")
