@@ -81,6 +81,9 @@ def _data() -> Config:
             "directory": "",  # where the ArrayRecord files live; empty: <workdir>/data
             "image_shape": (8, 8, 1),
             "num_classes": 10,
+            # Names of classes, as the set has them (ImageNet's are synsets: "n01440764"): the others are left out, and labels are
+            # numbered in this order. num_classes is how many there are. Empty: all.
+            "classes": (),
             "split_seed": 0,  # which images are train, validation and test
             "validation_fraction": 0.2,  # of the train part
             "examples_per_class": 2000,  # patches and synthetic only: how many crops a class and split

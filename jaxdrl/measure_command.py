@@ -34,7 +34,8 @@ how
                aesthetic-v2, brightness, symmetry ...; mean and spread, against --base the shift in the base's standard
                deviations, and how images drift
   --base       samples of the untuned model, as for --samples; in a workdir the base's own, with the same noise
-  --class_names, --prompt: what labels stand for (imagenet, digits, a file with a name a line) and "a photo of a {class}"
+  --class_names, --prompt: what labels stand for (imagenet, digits: with a run those of its classes; a file with a name a line) and
+               "a photo of a {class}"
   --encoder    a space or a published encoder (default inception); in a workdir also judge (the default), reward, pixels
   --weights    folders that `jaxdrl convert` made, one an encoder; "random" draws weights, to try a pipeline out
   --bootstrap  resamples for 95 % confidence intervals of Frechet distances, Inception Score, prdc, accuracy; default 0
@@ -198,9 +199,9 @@ def images(place: str, values: flags.FlagValues, config: Config, limit: int = 0)
             raise UserError(f"{place}: give --config.data.directory or --workdir, where the data set is")
         split = data.open_split(config.data, Path(folder).expanduser(), place.removeprefix("split:"))
         source = image_sources.Split(split, limit)
-        return Subject(
-            source=source, description={"source": f"{config.data.name} {place}", "to_uint8": "stored", "labels": "of the data"}
-        )
+        kept = {"source": f"{config.data.name} {place}", "to_uint8": "stored", "labels": "of the data"}
+        chosen = data.class_names(config.data)
+        return Subject(source=source, description=kept | ({"classes": list(chosen)} if chosen else {}))
     path = Path(place)
     source = image_sources.Files(path, limit)
     kept = {"source": path.name, "to_uint8": "stored", "labels": "of the file" if source.labelled else "unknown"}
@@ -413,12 +414,14 @@ def _is_reward(folder: str) -> bool:
 def _reward_spaces(values: flags.FlagValues, config: Config) -> list[Any]:
     if not values.rewards:
         return []
+    from jaxdrl import data
     from jaxdrl.evaluation import reward_spaces
     from jaxdrl.rewards.preference import prompts
 
     usual = "imagenet" if config.data.name.startswith("imagenet") else config.data.name
     classes = values.class_names or (usual if config != default() else "")
-    return reward_spaces.published(values.rewards, values.weights, classes, values.prompt or prompts.TEMPLATE)
+    chosen = data.class_names(config.data)
+    return reward_spaces.published(values.rewards, values.weights, classes, values.prompt or prompts.TEMPLATE, chosen)
 
 
 def _rewards(

@@ -129,7 +129,8 @@ def tiny_published(config: Config, backbone: dict[str, Any], image_side: int, to
         The same config.
     """
     config = tiny(config)
-    config.data.update(name="synthetic", image_shape=(image_side, image_side, 3), num_classes=10, in_memory=True, workers=0)
+    config.data.update(name="synthetic", image_shape=(image_side, image_side, 3), num_classes=10, classes=())
+    config.data.update(in_memory=True, workers=0)
     config.data.examples_per_class = 12
     config.pretrain.from_scratch = False
     for which in ("reward", "judge"):

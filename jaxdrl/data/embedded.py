@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxdrl.data import digits, patches, synthetic
+from jaxdrl.data import classes, digits, patches, synthetic
 from jaxdrl.errors import UserError
 
 NAMES = ("digits", "patches", "synthetic")
@@ -81,8 +81,7 @@ def find(settings: Any) -> EmbeddedSet | None:
     found = _digits(settings) if settings.name == "digits" else _drawn(settings, shape)
     if shape != found.image_shape:
         raise UserError(f"config.data.image_shape is {shape}, but the images of {found.name} are {found.image_shape}")
-    if settings.num_classes != len(found.class_names):
-        raise UserError(f"config.data.num_classes is {settings.num_classes}; {found.name} has {len(found.class_names)}")
+    classes.chosen(settings, found.class_names)
     return found
 
 
@@ -135,7 +134,7 @@ def _digits(settings: Any) -> EmbeddedSet:
 
 
 def _drawn(settings: Any, shape: tuple[int, int, int]) -> EmbeddedSet:
-    seed, count, classes = settings.split_seed, settings.examples_per_class, settings.num_classes
+    seed, count, made = settings.split_seed, settings.examples_per_class, _synthetic_classes(settings)
     if count < 1:
         raise UserError(f"config.data.examples_per_class is {count}; give 1 or more")
     variant = f"{'x'.join(map(str, shape))}-seed{seed}-{count}"
@@ -152,17 +151,23 @@ def _drawn(settings: Any, shape: tuple[int, int, int]) -> EmbeddedSet:
             image_shape=shape,
             make=lambda: patches.splits(seed, count, shape),
         )
-    if classes < 1:
-        raise UserError(f"config.data.num_classes is {classes}; give 1 or more")
+    if made < 1:
+        raise UserError(f"config.data.num_classes is {made}; give 1 or more")
     return EmbeddedSet(
         name="synthetic",
-        variant=f"{variant}-classes{classes}",
+        variant=f"{variant}-classes{made}",
         description=synthetic.DESCRIPTION,
         licence=synthetic.LICENCE,
-        class_names=tuple(str(label) for label in range(classes)),
+        class_names=tuple(str(label) for label in range(made)),
         image_shape=shape,
-        make=lambda: synthetic.splits(seed, count, shape, classes),
+        make=lambda: synthetic.splits(seed, count, shape, made),
     )
+
+
+def _synthetic_classes(settings: Any) -> int:
+    """How many are made: there are as many as one likes, so chosen ones are cut from the smallest set that has them."""
+    numbers = [int(name) for name in classes.names(settings) if name.isdecimal()]
+    return max(numbers) + 1 if numbers else settings.num_classes
 
 
 def _sync(folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxdrl.data import classes
 from jaxdrl.data.order import Purpose, permutation
 from jaxdrl.errors import UserError
 
@@ -67,9 +68,7 @@ def check(settings: Any, info: Any) -> None:
         raise UserError(
             f"config.data.image_shape is {wanted}, but {name} has {held}; only a square crop of the same channels can be cut"
         )
-    classes = info.features["label"].num_classes
-    if classes != settings.num_classes:
-        raise UserError(f"config.data.num_classes is {settings.num_classes}; {name} has {classes}")
+    classes.chosen(settings, info.features["label"].names)
 
 
 def part(settings: Any, split: str, labelled: dict[str, bool]) -> tuple[str, tuple[int, float, str] | None]:
@@ -103,7 +102,7 @@ def cut(size: int, seed: int, fraction: float, split: str) -> Int[np.ndarray, " 
     """Chooses the examples of train or validation.
 
     Args:
-        size: Examples of the TFDS split.
+        size: Examples of the TFDS split, those of the run's classes alone: so validation has its share of them.
         seed: Decides who goes where.
         fraction: Share of validation.
         split: "train" or "validation".

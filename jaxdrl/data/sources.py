@@ -6,7 +6,8 @@ ArrayRecord (`external.py`). Both are read by the same code: a TFDS data source 
 
 import hashlib
 import io
-from dataclasses import dataclass
+import uuid
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol, cast, runtime_checkable
@@ -14,7 +15,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import numpy as np
 from jaxtyping import Int, Int32, UInt8
 
-from jaxdrl.data import embedded, external
+from jaxdrl.data import classes, embedded, external
 from jaxdrl.data.images import centre_crop
 from jaxdrl.errors import UserError
 from jaxdrl.weights.files import write_atomically
@@ -45,7 +46,7 @@ class DatasetSummary:
 
     Attributes:
         image_shape: (h, w, c) of the images that `open_split` gives.
-        num_classes: Classes.
+        num_classes: Classes, of those that `config.data.classes` chooses; so are the others.
         class_names: A name a class.
         sizes: split -> examples.
     """
@@ -91,21 +92,18 @@ class OnDisk:
         workers: Processes that decode ahead in `Batches.stream`; 0: threads of this one.
     """
 
-    def __init__(self, place: "_Place", *, label_cache: Path, workers: int) -> None:
+    def __init__(self, place: "_Place", *, workers: int) -> None:
         """Opens the files.
 
         Args:
             place: Which examples of which files.
-            label_cache: Folder for arrays of labels.
             workers: See the class.
         """
         import grain
 
         self.workers = workers
-        self._place, self._label_cache = place, label_cache
-        chosen = place.index()
-        self._index = np.arange(len(place.source())) if chosen is None else chosen
-        self._examples = grain.MapDataset.source(place.source()).map(_Fit(place.image_shape))
+        self._place, self._index = place, place.index()
+        self._examples = grain.MapDataset.source(place.source()).map(_Fit(place.image_shape, place.numbers()))
 
     def __len__(self) -> int:
         """How many."""
@@ -117,15 +115,8 @@ class OnDisk:
 
     def read_labels(self) -> Int32[np.ndarray, " n"]:
         """All labels, read once from the records and then from a small file."""
-        path = self._label_cache / f"{self._place.key()}.npy"
-        if path.exists():
-            return np.load(path)[self._index]
-        source = self._place.source()
-        labels = np.array([source[index]["label"] for index in range(len(source))], np.int32)
-        buffer = io.BytesIO()
-        np.save(buffer, labels)
-        write_atomically(path, buffer.getvalue())
-        return labels[self._index]
+        labels, numbers = self._place.stored_labels()[self._index], self._place.numbers()
+        return labels if numbers is None else numbers[labels]
 
 
 def prepare(settings: Any, directory: Path) -> DatasetSummary:
@@ -139,7 +130,7 @@ def prepare(settings: Any, directory: Path) -> DatasetSummary:
         What it holds.
 
     Raises:
-        UserError: If a setting does not suit the data set, it cannot be written, or a TFDS set is not prepared.
+        UserError: If a setting does not suit the data set, it or the labels cannot be written, or a TFDS set is not prepared.
     """
     wanted = embedded.find(settings)
     if wanted:
@@ -148,7 +139,7 @@ def prepare(settings: Any, directory: Path) -> DatasetSummary:
     return DatasetSummary(
         image_shape=tuple(settings.image_shape),
         num_classes=settings.num_classes,
-        class_names=tuple(places["train"].builder().info.features["label"].names),
+        class_names=classes.names(settings) or tuple(places["train"].builder().info.features["label"].names),
         sizes={split: place.size() for split, place in places.items()},
     )
 
@@ -170,7 +161,7 @@ def open_split(settings: Any, directory: Path, split: str) -> InMemory | OnDisk:
     place = _place(settings, Path(directory), split)
     if settings.in_memory:
         return _decoded(place)
-    return OnDisk(place, label_cache=Path(directory) / ".labels", workers=settings.workers)
+    return OnDisk(place, workers=settings.workers)
 
 
 def load_arrays(source: Source, limit: int = 0) -> tuple[UInt8[np.ndarray, "n h w c"], Int32[np.ndarray, " n"]]:
@@ -213,15 +204,19 @@ class _Place:
         folder: Of the ArrayRecord files.
         written: When, in nanoseconds, so that a set written anew is another one.
         tfds_split: Split in TFDS's sense.
-        cut: (seed, fraction, "train" | "validation"), or None for all examples.
+        classes: The set's labels that are kept, in the order of the run's; None: all, as they are.
+        cut: (seed, fraction, "train" | "validation") of what is kept, or None for all of it.
         image_shape: That images must have in the end.
+        label_cache: Folder for arrays of labels.
     """
 
     folder: Path
     written: int
     tfds_split: str
+    classes: tuple[int, ...] | None
     cut: tuple[int, float, str] | None
     image_shape: tuple[int, ...]
+    label_cache: Path
 
     def builder(self) -> Any:
         import tensorflow_datasets as tfds
@@ -238,15 +233,45 @@ class _Place:
             raise ValueError(f"{self.tfds_split} has {len(source)} records")
         return source
 
-    def index(self) -> np.ndarray | None:
-        if self.cut is None:
-            return None
-        size = self.builder().info.splits[self.tfds_split].num_examples
-        return external.cut(size, *self.cut)
+    def index(self) -> np.ndarray:
+        """Ascending, and the same for every order of the classes."""
+        if self.classes is None:
+            kept = np.arange(self.builder().info.splits[self.tfds_split].num_examples)
+        else:
+            kept = np.flatnonzero(np.isin(self.stored_labels(), self.classes))
+        return kept if self.cut is None else kept[external.cut(len(kept), *self.cut)]
 
     def size(self) -> int:
-        index = self.index()
-        return self.builder().info.splits[self.tfds_split].num_examples if index is None else len(index)
+        return len(self.index())
+
+    def numbers(self) -> np.ndarray | None:
+        """Our label for each of the set's, -1 for those left out; None: they are the same."""
+        if self.classes is None:
+            return None
+        numbers = np.full(max(self.classes) + 1, -1, np.int32)
+        numbers[list(self.classes)] = np.arange(len(self.classes))
+        return numbers
+
+    def stored_labels(self) -> np.ndarray:
+        """The set's labels of the whole TFDS split: its records are read through once, whichever examples are chosen."""
+        path = self.label_cache / f"{self.key()}.npy"
+        if path.exists():
+            return np.load(path)
+        try:
+            source = self.source()
+            labels = np.array([source[index]["label"] for index in range(len(source))], np.int32)
+        except Exception as error:
+            raise _damaged(self.folder, error) from error
+        buffer = io.BytesIO()
+        np.save(buffer, labels)
+        # Written under a name of its own first: several processes may be at it, on machines that share the folder.
+        own = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.npy")
+        try:
+            write_atomically(own, buffer.getvalue())
+            own.replace(path)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written ({error}); make room or choose config.data.directory") from error
+        return labels
 
     def key(self) -> str:
         content = f"{self.folder.resolve()} {self.written} {self.tfds_split}"
@@ -254,10 +279,10 @@ class _Place:
 
 
 class _Fit:
-    """A Grain map: decodes the image and crops it to the wanted shape; {"image", "label"} alone are kept."""
+    """A Grain map: decodes the image, crops it to the wanted shape and numbers the label; {"image", "label"} alone are kept."""
 
-    def __init__(self, image_shape: tuple[int, ...]) -> None:
-        self._shape = image_shape
+    def __init__(self, image_shape: tuple[int, ...], numbers: np.ndarray | None) -> None:
+        self._shape, self._numbers = image_shape, numbers
 
     def __call__(self, example: dict[str, Any]) -> dict[str, Any]:
         from PIL import Image
@@ -268,7 +293,8 @@ class _Fit:
         image = image.reshape(*image.shape[:2], channels)
         if image.shape != self._shape:
             image = centre_crop(image, self._shape[0])
-        return {"image": image, "label": int(example["label"])}
+        label = int(example["label"])
+        return {"image": image, "label": label if self._numbers is None else int(self._numbers[label])}
 
 
 def _place(settings: Any, directory: Path, split: str) -> _Place:
@@ -278,25 +304,30 @@ def _place(settings: Any, directory: Path, split: str) -> _Place:
     folder = wanted.folder(directory) if wanted else external.locate(settings, directory)
     if not folder.is_dir():
         raise UserError(f"{folder} holds no prepared {settings.name}; `jaxdrl run` prepares it")
-    shape = tuple(settings.image_shape)
     try:
-        written = (folder / "dataset_info.json").stat().st_mtime_ns
-        place = _Place(folder=folder, written=written, tfds_split=split, cut=None, image_shape=shape)
+        place = _Place(
+            folder=folder,
+            written=(folder / "dataset_info.json").stat().st_mtime_ns,
+            tfds_split=split,
+            classes=None,
+            cut=None,
+            image_shape=tuple(settings.image_shape),
+            label_cache=directory / ".labels",
+        )
         info = place.builder().info
     except Exception as error:
         raise _damaged(folder, error) from error
-    if wanted:
-        return place
-    external.check(settings, info)
-    tfds_split, cut = external.part(settings, split, {name: _labelled(place, name) for name in info.splits})
-    return _Place(folder=folder, written=written, tfds_split=tfds_split, cut=cut, image_shape=shape)
+    if not wanted:
+        external.check(settings, info)
+        tfds_split, cut = external.part(settings, split, {name: _labelled(place, name) for name in info.splits})
+        place = replace(place, tfds_split=tfds_split, cut=cut)
+    return replace(place, classes=classes.chosen(settings, info.features["label"].names))
 
 
 def _labelled(place: _Place, tfds_split: str) -> bool:
     """Whether labels are given: TFDS stores -1 for withheld ones."""
-    part = _Place(folder=place.folder, written=place.written, tfds_split=tfds_split, cut=None, image_shape=())
     try:
-        source = part.source()
+        source = replace(place, tfds_split=tfds_split).source()
         return len(source) > 0 and int(source[0]["label"]) >= 0
     except Exception as error:
         raise _damaged(place.folder, error) from error
@@ -306,14 +337,16 @@ def _labelled(place: _Place, tfds_split: str) -> bool:
 def _decoded(place: _Place) -> InMemory:
     """Decodes once a process: the stages of a run open the same splits again and again."""
     try:
-        return _decode(OnDisk(place, label_cache=Path(), workers=0))
+        return _decode(OnDisk(place, workers=0))
+    except UserError:
+        raise
     except Exception as error:
         raise _damaged(place.folder, error) from error
 
 
 def _decode(source: Source) -> InMemory:
     if not len(source):
-        raise UserError("the split is empty; give it more examples")
+        raise UserError("the split is empty; give it more examples (config.data)")
     examples = [source[index] for index in range(len(source))]
     images = np.stack([np.asarray(example["image"]) for example in examples])
     return InMemory(images, np.array([example["label"] for example in examples], np.int32))

@@ -59,7 +59,9 @@ def _both(make: Callable[[PyTree], Sequence[Reward]], traced: bool):
     return apply
 
 
-def published(names: Sequence[str], folders: Sequence[str], class_names: str, template: str) -> list[Space]:
+def published(
+    names: Sequence[str], folders: Sequence[str], class_names: str, template: str, chosen: Sequence[str] = ()
+) -> list[Space]:
     """Spaces of rewards by name, without a run.
 
     Args:
@@ -67,6 +69,7 @@ def published(names: Sequence[str], folders: Sequence[str], class_names: str, te
         folders: That `jaxdrl convert` made; those of other models are passed over.
         class_names: See `prompts.class_names`, for models that read text.
         template: Of the prompts.
+        chosen: `config.data.classes` of the run whose labels the images have, see `prompts.class_names`.
 
     Returns:
         The spaces, in the order of the names.
@@ -83,7 +86,7 @@ def published(names: Sequence[str], folders: Sequence[str], class_names: str, te
     loaded, models = {}, {}
     for name in wanted:
         if name in preference.PUBLISHED:
-            models[name], loaded[name] = _model(name, places, class_names, template)
+            models[name], loaded[name] = _model(name, places, class_names, template, chosen)
 
     def make(params: PyTree) -> list[Reward]:
         found = []
@@ -92,11 +95,17 @@ def published(names: Sequence[str], folders: Sequence[str], class_names: str, te
             found.append(rewards.create(name, **fields))
         return found
 
-    texts = {name: f"{class_names}: {template}" for name, tree in loaded.items() if tree["text"] is not None}
+    texts = {
+        name: f"{class_names}{f', {len(chosen)} classes' if chosen else ''}: {template}"
+        for name, tree in loaded.items()
+        if tree["text"] is not None
+    }
     return spaces(make, loaded, texts)
 
 
-def _model(name: str, places: Mapping[str, Path], class_names: str, template: str) -> tuple[Any, dict[str, PyTree]]:
+def _model(
+    name: str, places: Mapping[str, Path], class_names: str, template: str, chosen: Sequence[str]
+) -> tuple[Any, dict[str, PyTree]]:
     if name not in places:
         raise UserError(
             f"--rewards: {name} needs its folder among --weights; make it with `jaxdrl convert --model={name} --from=FILE --to=DIR`"
@@ -107,7 +116,8 @@ def _model(name: str, places: Mapping[str, Path], class_names: str, template: st
         return model, {"params": params, "text": None}
     if not class_names:
         raise UserError(f"--rewards: {name} reads prompts; say what the labels stand for with --class_names=imagenet, or a file")
-    return model, {"params": params, "text": model.text(params, prompts.prompts(prompts.class_names(class_names), template))}
+    texts = prompts.prompts(prompts.class_names(class_names, chosen=chosen), template)
+    return model, {"params": params, "text": model.text(params, texts)}
 
 
 def table(

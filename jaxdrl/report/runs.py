@@ -20,8 +20,10 @@ SHORT = {LAMBDA: "λ", "discriminator.r1": "R1", "posttrain.learning_rate": "lea
 _HOW = ("name", "runtime.", "mesh.", "posttrain.host.", "data.directory", "data.in_memory", "data.workers")
 _FREE = ("rewards", "fields", "utility")  # below them are names of the user's choice
 # What distances are measured against.
-_MEASURED = ("data.name", "data.image_shape", "data.num_classes", "data.split_seed", "data.validation_fraction")
+_MEASURED = ("data.name", "data.image_shape", "data.num_classes", "data.classes", "data.split_seed", "data.validation_fraction")
 _MEASURED += ("data.examples_per_class", "evaluate.split", "evaluate.max_real", "evaluate.to_uint8")
+_BEFORE = {"data.classes": []}  # what configs of older versions meant, that do not know the key
+_LONGEST = 12  # entries of a list that are written out
 # With these alike, sample i has the same noise and label.
 _NOISE = ("seed", "tokenizer.name", "tokenizer.fields")
 
@@ -86,7 +88,7 @@ def read(paths: Sequence[Path]) -> list[RunFolder]:
     runs = [_read(path, name) for path, name in zip(paths, short_names(resolved), strict=True)]
     for key in _MEASURED:
         for run in runs[1:]:
-            here, there = runs[0].config.get(key), run.config.get(key)
+            here, there = (found.config.get(key, _BEFORE.get(key)) for found in (runs[0], run))
             if here != there:
                 raise UserError(
                     f"{runs[0].path} and {run.path} have different data (config.{key} is {_word(here)} and {_word(there)}); "
@@ -293,6 +295,8 @@ def _is_number(leaf: Any) -> bool:
 def _word(leaf: Any) -> str:
     if isinstance(leaf, float):
         return f"{leaf:g}"
+    if isinstance(leaf, list) and len(leaf) > _LONGEST:
+        return f"[{', '.join(map(_word, leaf[:_LONGEST]))} and {len(leaf) - _LONGEST} more]"
     if isinstance(leaf, list):
         return "×".join(map(_word, leaf)) if leaf and all(map(_is_number, leaf)) else "[" + ", ".join(map(_word, leaf)) + "]"
     if isinstance(leaf, str) and leaf.count("/") > 2:

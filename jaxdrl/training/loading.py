@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxdrl import data
 from jaxdrl.backbones import stack
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
 from jaxdrl.training import models
 from jaxdrl.training.randomness import stage_seed
+from jaxdrl.training.workdir import read_config
 from jaxdrl.weights import files, model_directory
 
 MODELS = {"base": "pretrain", "tuned": "posttrain", "longer": "longer"}
@@ -114,6 +116,11 @@ def _given(network: Any, config: Config, purpose: str, place: str) -> PyTree:
     """Weights from a folder, stacked where the run scans its layers; or drawn."""
     template = jax.eval_shape(network.init, jax.random.key(0))
     if purpose == "backbone" and models.is_run(place):
+        there = read_config(Path(place)).get("data", {}).get("classes", [])
+        if there != list(data.class_names(config.data)):
+            raise UserError(
+                f"config.data.classes are not those of {place}, whose model config.backbone.weights names; give the same, in its order"
+            )
         return files.match(
             template, _load(Path(place) / "posttrain" / "model.safetensors", "posttrain"), f"the tuned model of {place}"
         )

@@ -62,7 +62,8 @@ def _published(run: Run, label: str, given) -> dict[str, PyTree]:
         return {"params": params, "text": None}
     try:
         usual = "imagenet" if config.data.name.startswith("imagenet") else config.data.name
-        names = prompts.class_names(models.tuple_of(given.get("class_names", usual)), config.data.num_classes)
+        source = models.tuple_of(given.get("class_names", usual))
+        names = prompts.class_names(source, config.data.num_classes, data.class_names(config.data))
         rows = model.text(params, prompts.prompts(names, given.get("prompt", prompts.TEMPLATE)))
     except UserError as error:
         raise UserError(f"{key}: {error} (fields class_names and prompt)") from error

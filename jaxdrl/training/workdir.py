@@ -14,6 +14,8 @@ from etils import epath
 from jaxdrl.errors import UserError
 from jaxdrl.weights.files import write_atomically
 
+_WIDEST = 100  # characters of a value in an error
+
 
 def open_workdir(path: Path, config: Any) -> None:
     """Makes a workdir, or checks that it belongs to this config.
@@ -182,5 +184,11 @@ def _differences(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
         for name in sorted(stored.keys() | wanted.keys())
         if not _MAY_DIFFER.match(name) and stored.get(name) != wanted.get(name)
     ]
-    shown = [f"config.{name} is {stored.get(name)!r} there and {wanted.get(name)!r} here" for name in names[:3]]
+    shown = [f"config.{name} is {_shown(stored.get(name))} there and {_shown(wanted.get(name))} here" for name in names[:3]]
     return "; ".join(shown) + (f"; and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _shown(value: Any) -> str:
+    """In one line: a hundred names of classes would make many."""
+    text = repr(value)
+    return text if len(text) <= _WIDEST else f"{text[: _WIDEST - 4]} ..."

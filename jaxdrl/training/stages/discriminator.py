@@ -276,6 +276,8 @@ def _cached(run: Run, source, images: Images) -> FeatureCache | None:
     fingerprint = files.fingerprint(loading.load_encoder(config, run.workdir, "reward"))
     description = {"data": config.data.name, "split": "train", "split_seed": config.data.split_seed}
     description |= {"validation_fraction": config.data.validation_fraction, "image_shape": list(config.data.image_shape)}
+    if data.class_names(config.data):  # in any order: features are kept by example, without labels
+        description["classes"] = sorted(data.class_names(config.data))
     description |= models.encoder(config, "reward").spec(fingerprint).to_dict()
     if config.discriminator.reconstruct_real and config.tokenizer.name != "pixels":
         description["tokenizer"] = f"{config.tokenizer.name} {files.fingerprint(loading.load_tokenizer(config))}"

@@ -57,6 +57,11 @@ def run(run: Run) -> dict:
     if config.pretrain.from_scratch:
         base = _trunk_and_branch(run, name, template, 0, config.pretrain.steps, curve=True)
     else:
+        if data.class_names(config.data):
+            raise UserError(
+                f"config.data.classes: the shipped base of {shipped} knows all classes by their own labels; "
+                "set --config.pretrain.from_scratch=true"
+            )
         what = f"the shipped base of {shipped}"
         trunk = files.match(template, assets.load(shipped, "state"), what)
         base = files.match(template.params, assets.load(shipped, "base"), what)
