@@ -56,9 +56,11 @@ def run(values: flags.FlagValues, config: Config) -> int:
         raise UserError("--topology is missing; for example --topology=v5e:4x4 (see `jaxdrl plan --help`)")
     where = chips.parse(values.topology)
     _on_cpu(where.count)
+    from jaxdrl import data
     from jaxdrl.planning import advice, estimate, page, programs
     from jaxdrl.training import mesh
 
+    data.class_names(config.data)  # refuses a number of classes that the run would refuse
     config = programs.sizes_only(config)
     devices = programs.devices_of(where)
     laid_out = mesh.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)

@@ -5,9 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 
-from jaxdrl import cli, encoders
+from jaxdrl import cli, data, encoders, measure_command
+from jaxdrl.config import default
 from jaxdrl.errors import UserError
 from jaxdrl.evaluation import frechet, inception_score, manifold, reference_files, spaces
 from jaxdrl.evaluation.collect import collect
@@ -245,3 +247,17 @@ def test_mistakes_are_one_line(place, arguments, said, capsys, tmp_path):
     assert _evaluate(*(argument.format(**paths) for argument in arguments), f"--out={tmp_path / 'out'}") == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
+
+
+def test_images_of_some_classes_say_so(tmp_path):
+    config, values = default(), flags.FlagValues()
+    config.name = "mine"  # the default one says of no data set
+    flags.DEFINE_string("workdir", str(tmp_path), "", flag_values=values)
+    values.mark_as_parsed()
+    data.prepare(config.data, tmp_path / "data")
+    whole = measure_command.images("split:test", values, config).description
+    config.data.update(classes=("3", "0"), num_classes=2)
+    found = measure_command.images("split:test", values, config)
+    assert found.description == whole | {"classes": ["3", "0"]} and len(found.source) < 200
+    (_, labels), *_ = found.source.batches(0, 50, 50)
+    assert set(labels) == {0, 1}

@@ -201,6 +201,7 @@ def test_a_mesh_over_given_devices():
         (["plan", TINY, "--topology=v9:4x4"], "'v9:4x4' is unknown"),
         (["plan", TINY, "--topology=h200:8"], "8 CPU devices, here are"),
         (["plan", TINY, "--topology=h200:1", "--config.mesh.fsdp=3"], "config.mesh"),
+        (["plan", TINY, "--topology=h200:1", "--config.data.classes=('1', '2')"], "config.data.num_classes is 10"),
         (["plan", TINY, "--topology=h200:1", "--config.posttrain.algorithm=ppo"], "config.posttrain.algorithm"),
     ],
 )

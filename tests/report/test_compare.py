@@ -138,6 +138,7 @@ def test_runs_without_any_evaluation(sweep, tiny_run, tmp_path):
 def test_mistakes(sweep, tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     patches = pages.variant(tiny_run, tmp_path / "patches", {"data.name": "patches"})
+    chosen = pages.variant(tiny_run, tmp_path / "chosen", {"data.classes": [*"9876543210"]})
     torn = pages.variant(tiny_run, tmp_path / "torn", {})
     (torn / "evaluate" / "result.json").write_text("{")
     (tmp_path / "empty").mkdir()
@@ -148,6 +149,7 @@ def test_mistakes(sweep, tiny_run, tmp_path, capsys, monkeypatch):
         ([sweep[0], tmp_path / "empty"], "holds no run"),
         ([sweep[0], sweep[1], sweep[0].parent / "." / "three"], "is named twice"),
         ([sweep[0], patches], "different data (config.data.name is digits and patches)"),
+        ([sweep[0], chosen], "different data (config.data.classes is [] and [9, 8, 7, 6, 5, 4, 3, 2, 1, 0])"),
         ([sweep[0], torn], "damaged"),
         ([sweep[0], sweep[1], "--out=page.pdf"], ".html"),
         ([sweep[0], sweep[1], "--outt=x.html"], "--outt"),
@@ -175,3 +177,12 @@ def test_dark_and_printed(written, tmp_path):
     assert light.mean() > 200 and dark.mean() < 80 and dark.std() > 10
     pages.browser(tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}", written.as_uri())
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF") and (tmp_path / "page.pdf").stat().st_size > 20_000
+
+
+def test_runs_from_before_classes_could_be_chosen_are_compared(sweep, tiny_run, tmp_path):
+    older = pages.variant(tiny_run, tmp_path / "older", {SCALE: 5.0})
+    config = json.loads((older / "config.json").read_text())
+    assert config["data"].pop("classes") == []
+    (older / "config.json").write_text(json.dumps(config))
+    for pair in ([sweep[0], older], [older, sweep[0]]):
+        assert runs.differing(runs.read(pair)) == [SCALE]

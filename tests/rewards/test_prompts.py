@@ -48,3 +48,17 @@ def test_mistakes_are_told():
         prompts.class_names("imagenet21k")
     with pytest.raises(UserError, match="has no \\{class\\}"):
         prompts.prompts(names, "a photo of a {}")
+
+
+def test_chosen_classes_have_their_own_names(tmp_path):
+    synsets = {"n02099601": 207, "n01440764": 0, "n02012849": 134, "n03126707": 517, "n15075141": 999}
+    everything = prompts.class_names("imagenet")
+    assert prompts.class_names("imagenet", 5, tuple(synsets)) == tuple(everything[label] for label in synsets.values())
+    assert prompts.class_names("digits", chosen=("3", "0")) == ("three", "zero")
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    for source in (str(tmp_path / "names.txt"), ("cat", "dog")):
+        assert prompts.class_names(source, 2, ("n01440764", "n02012849")) == ("cat", "dog")
+    with pytest.raises(UserError, match=r"class names 'imagenet' have none for 'cat' of config\.data\.classes"):
+        prompts.class_names("imagenet", 1, ("cat",))
+    known = prompts._read(prompts._shipped("imagenet_labels"))
+    assert len(known) == 1000 and list(known) == sorted(set(known)) and all(len(name) == 9 for name in known)

@@ -289,3 +289,12 @@ def test_a_run_may_go_on_on_another_mesh_and_with_no_other_numbers(tmp_path):
     config.posttrain.learning_rate *= 2
     with pytest.raises(UserError, match=r"config\.posttrain\.learning_rate"):
         workdir.open_workdir(tmp_path, config)
+
+
+def test_a_run_on_other_classes_is_refused_in_one_short_line(tmp_path):
+    config = default()
+    workdir.open_workdir(tmp_path, config)
+    config.data.classes = tuple(f"n{number:08d}" for number in range(100))
+    with pytest.raises(UserError, match=r"config\.data\.classes is \[\] there and \['n00000000', .* \.\.\. here") as error:
+        workdir.open_workdir(tmp_path, config)
+    assert len(str(error.value)) < 400

@@ -3,7 +3,9 @@
 import importlib
 import importlib.util
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -182,3 +184,41 @@ def test_the_law_of_times_comes_from_the_config(config):
     config.pretrain.time_law = "beta"
     with pytest.raises(UserError, match=r"config\.pretrain: the law of times must be"):
         pretrain._objective(config)
+
+
+def test_weights_for_other_classes_are_refused(config, tiny_run, tmp_path):
+    """Shipped bases know all ten digits; a run's model the classes of its run, in their order."""
+    config.data.update(classes=tuple("0123456789"))
+    run = Run(config=config, workdir=tmp_path, mesh=mesh.create_mesh(), writer=MetricWriter(tmp_path))
+    config.pretrain.from_scratch = False
+    with pytest.raises(UserError, match=r"config\.data\.classes: the shipped base of .* --config\.pretrain\.from_scratch=true"):
+        pretrain.run(run)
+    config.backbone.weights = str(tmp_path / "start")
+    stored = json.loads((tiny_run / "config.json").read_text())
+    shutil.copytree(tiny_run / "posttrain", tmp_path / "start" / "posttrain")
+    for classes in ([], list("1023456789"), list("0123456789")):
+        stored["data"]["classes"] = classes
+        (tmp_path / "start" / "config.json").write_text(json.dumps(stored))
+        if classes == list(config.data.classes):
+            assert loading.load_model(config, tmp_path, "base")
+        else:
+            with pytest.raises(UserError, match=r"config\.data\.classes are not those of .*start"):
+                loading.load_model(config, tmp_path, "base")
+
+
+def test_features_of_other_classes_are_kept_apart(tiny_run, tmp_path, monkeypatch):
+    """By the classes, in any order; features of all classes have the place they had before the key."""
+    config: Any = ml_collections.ConfigDict(json.loads((tiny_run / "config.json").read_text()))
+    config.discriminator.cache_features = True
+    config.data.directory = str(tmp_path)
+    run, written = Run(config=config, workdir=tiny_run, mesh=mesh.create_mesh(), writer=MetricWriter(tmp_path)), []
+    stage = importlib.import_module("jaxdrl.training.stages.discriminator")
+    monkeypatch.setattr(
+        stage.feature_cache, "write", lambda folder, source, features, description, **_: written.append((folder, description))
+    )
+    for classes in ((), ("3", "7"), ("7", "3"), ("3", "8")):
+        config.data.update(classes=list(classes), num_classes=len(classes) or 10)
+        stage._cached(run, range(100), stage.Images(None, None, None))
+    folders, descriptions = zip(*written, strict=True)
+    assert folders[1] == folders[2] and len(set(folders)) == 3
+    assert "classes" not in descriptions[0] and descriptions[1]["classes"] == ["3", "7"]

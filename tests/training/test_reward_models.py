@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +22,8 @@ from jaxdrl.training.metrics import MetricWriter
 from jaxdrl.weights import model_directory
 from tests.golden import preference_cases as cases
 from tests.rewards.test_preference import write_vocabulary
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +149,26 @@ def test_mistakes_are_one_line(fields, said, folder, tiny_run, tmp_path):
         common.rewards(run.config)
         reward_weights.load(run)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_on_some_classes_has_their_prompts(folder, tiny_run, tmp_path):
+    run = _run(tiny_run, tmp_path, weights=folder.path)
+    whole = reward_weights.load(run)["clip"]["text"]
+    run.config.data.update(classes=("3", "0"), num_classes=2)
+    np.testing.assert_allclose(reward_weights.load(run)["clip"]["text"], whole[np.array([3, 0])], atol=1e-6)
+    run.config.data.classes = ("3", "x")
+    with pytest.raises(UserError, match=r"config\.posttrain\.rewards\.clip: class names 'digits' have none for 'x'"):
+        reward_weights.load(run)
+
+
+def test_evaluate_reads_the_prompts_of_the_runs_classes(folder, tmp_path):
+    rng, images = np.random.default_rng(3), tmp_path / "x.npz"
+    np.savez(images, arr_0=rng.integers(0, 256, (4, 8, 8, 3), np.uint8), labels=np.arange(4) % 2)
+    command = ["evaluate", f"--samples={images}", "--rewards=clipscore", f"--weights={folder.path}", "--batch_size=4"]
+    command += [f"--config={ROOT}/configs/drl_digits.py", f"--out={tmp_path / 'out'}"]
+    assert cli.main([*command, "--config.data.classes=('3', '0')", "--config.data.num_classes=2"]) == 0
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())["rewards"]["clipscore"]
+    text = folder.model.text(folder.params, ["a photo of a three", "a photo of a zero"])
+    pictures = jnp.asarray(np.load(images)["arr_0"] / np.float32(127.5) - 1)
+    expected = folder.model.score(folder.params, pictures, text[np.arange(4) % 2])
+    assert found["mean"] == pytest.approx(float(expected.mean()), rel=1e-4) and found["count"] == 4
