@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from jaxdrl import backbones, cli, encoders, tokenizers
+from jaxdrl import backbones, cli, encoders, recipes, tokenizers
 from jaxdrl.errors import UserError
 from jaxdrl.stored_config import get_config
 from jaxdrl.training import generation, loading, mesh, models
@@ -256,3 +256,9 @@ def test_published_encoders_bring_their_preprocessing():
             encoders.create("dinov2-large", **fields)
     with pytest.raises(ValueError, match="at resolution 28"):
         network.features(params, jnp.zeros((1, 28, 28, 3)), resolution=56)
+
+
+def test_small_forms_are_on_all_generated_classes(config):
+    config.data.update(classes=("n01440764", "n01443537"), num_classes=2)
+    data = recipes.tiny_published(config, {}, 16).data
+    assert (data.name, data.num_classes, data.classes) == ("synthetic", 10, ())

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxdrl.data import classes
 from jaxdrl.data.order import Purpose, permutation
 from jaxdrl.errors import UserError
 
@@ -42,14 +41,14 @@ def locate(settings: Any, directory: Path) -> Path:
 
 
 def check(settings: Any, info: Any) -> None:
-    """Compares what a set holds with what the config expects.
+    """Compares what a set holds with what the config expects; its classes are looked up in `classes.chosen`.
 
     Args:
         settings: `config.data`.
         info: The set's `tfds.core.DatasetInfo`.
 
     Raises:
-        UserError: If the set is not ArrayRecord, has no image, label or train split, or its images or classes do not fit.
+        UserError: If the set is not ArrayRecord, has no image, label or train split, or its images do not fit.
     """
     name = settings.name
     if info.file_format is None or info.file_format.value != "array_record":
@@ -68,7 +67,6 @@ def check(settings: Any, info: Any) -> None:
         raise UserError(
             f"config.data.image_shape is {wanted}, but {name} has {held}; only a square crop of the same channels can be cut"
         )
-    classes.chosen(settings, info.features["label"].names)
 
 
 def part(settings: Any, split: str, labelled: dict[str, bool]) -> tuple[str, tuple[int, float, str] | None]:
