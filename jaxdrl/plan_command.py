@@ -60,7 +60,7 @@ def run(values: flags.FlagValues, config: Config) -> int:
     from jaxdrl.planning import advice, estimate, page, programs
     from jaxdrl.training import mesh
 
-    # refuses a number of classes that the run would refuse
+    data.class_names(config.data)  # refuses a number of classes that the run would refuse
     config = programs.sizes_only(config)
     devices = programs.devices_of(where)
     laid_out = mesh.create_mesh(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
