@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from jaxdrl import cli, recipes
 from jaxdrl import config as jaxdrl_config
-from jaxdrl import recipes
 from jaxdrl.backbones import spectral
 from jaxdrl.errors import UserError
 from jaxdrl.training import loading, models
@@ -121,3 +121,11 @@ def test_the_whole_experiment_in_small(recipe, tmp_path):
     assert "timestep, gates x 0.0" in said and "<svg" in (tmp_path / "gates.html").read_text()
     sweep = json.loads((tmp_path / "gates.json").read_text())["timestep"]["sweep"]
     assert sweep["1.0"] == summary["runs"]["timestep"] and sweep["0.0"] != sweep["1.0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_tiny_forms_run_to_the_report(path, tmp_path, capsys):
+    assert cli.main(["run", f"--config={path}:tiny", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert "+ DRL" in capsys.readouterr().out
+    assert "Gate of low frequencies" in (tmp_path / "run" / "report.html").read_text()
