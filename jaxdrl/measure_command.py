@@ -418,9 +418,8 @@ def _reward_spaces(values: flags.FlagValues, config: Config) -> list[Any]:
     from jaxdrl.evaluation import reward_spaces
     from jaxdrl.rewards.preference import prompts
 
-    usual = "imagenet" if config.data.name.startswith("imagenet") else config.data.name
-    classes = values.class_names or (usual if config != default() else "")
     chosen = data.class_names(config.data)
+    classes = values.class_names or (prompts.usual_source(config.data.name, chosen) if config != default() else "")
     return reward_spaces.published(values.rewards, values.weights, classes, values.prompt or prompts.TEMPLATE, chosen)
 
 

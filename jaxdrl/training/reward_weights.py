@@ -61,9 +61,9 @@ def _published(run: Run, label: str, given) -> dict[str, PyTree]:
     if model.text is None:
         return {"params": params, "text": None}
     try:
-        usual = "imagenet" if config.data.name.startswith("imagenet") else config.data.name
-        source = models.tuple_of(given.get("class_names", usual))
-        names = prompts.class_names(source, config.data.num_classes, data.class_names(config.data))
+        chosen = data.class_names(config.data)
+        source = models.tuple_of(given.get("class_names", prompts.usual_source(config.data.name, chosen)))
+        names = prompts.class_names(source, config.data.num_classes, chosen)
         rows = model.text(params, prompts.prompts(names, given.get("prompt", prompts.TEMPLATE)))
     except UserError as error:
         raise UserError(f"{key}: {error} (fields class_names and prompt)") from error

@@ -62,3 +62,20 @@ def test_chosen_classes_have_their_own_names(tmp_path):
         prompts.class_names("imagenet", 1, ("cat",))
     known = prompts._read(prompts._shipped("imagenet_labels"))
     assert len(known) == 1000 and list(known) == sorted(set(known)) and all(len(name) == 9 for name in known)
+
+
+@pytest.mark.parametrize(
+    ("name", "chosen", "source"),
+    [
+        ("imagenet2012", (), "imagenet"),
+        ("imagenet2012:5.1.0", (), "imagenet"),
+        ("imagenet_resized/64x64", (), "imagenet_resized/64x64"),  # whose labels are in another order
+        ("imagenet_resized/64x64", ("n01440764",), "imagenet"),
+        ("digits", (), "digits"),
+    ],
+)
+def test_the_shipped_names_are_taken_where_labels_are_in_their_order(name, chosen, source):
+    assert prompts.usual_source(name, chosen) == source
+    if source not in prompts.SHIPPED:
+        with pytest.raises(UserError, match="imagenet_resized"):
+            prompts.class_names(source)

@@ -45,6 +45,21 @@ def class_names(source: str | Sequence[str], num_classes: int | None = None, cho
     return names
 
 
+def usual_source(data_name: str, chosen: Sequence[str] = ()) -> str:
+    """Where the names of a data set's classes come from, unless somebody says otherwise.
+
+    Args:
+        data_name: `config.data.name`.
+        chosen: `config.data.classes`.
+
+    Returns:
+        A `source` of `class_names`: "imagenet" only where labels are in that list's order. TFDS's imagenet_resized has another one, so that its
+        names have to be given, or its classes chosen by synset.
+    """
+    ordered = data_name.startswith(("imagenet2012", "imagenet_v2")) or bool(chosen)
+    return "imagenet" if data_name.startswith("imagenet") and ordered else data_name
+
+
 def prompts(names: Sequence[str], template: str = TEMPLATE) -> tuple[str, ...]:
     """A prompt a class.
 
