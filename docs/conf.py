@@ -15,6 +15,9 @@ exclude_patterns = ["_build", "examples"]
 myst_heading_anchors = 3
 html_theme = "furo"
 html_title = "jaxdrl"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"light_css_variables": {"code-font-size": "var(--font-size--small--3)"}}
 
 highlight_language = "none"  # of commands, output and equations; Python says so
 default_role = "code"  # docstrings write `x`, as Markdown does
