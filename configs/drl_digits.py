@@ -1,6 +1,6 @@
 """Discriminator-Guided RL on handwritten digits: the whole method in minutes on a laptop.
 
-Command:   jaxdrl run --config=configs/drl_digits.py --workdir=runs/digits
+Command:   jaxdrl run --config=configs/drl_digits.py --workdir=runs/first
 Hardware:  2 CPU cores, 4 GB of memory.
 Data:      scikit-learn's 1797 digits (8x8, 10 classes), halved by a fixed seed; nothing is downloaded.
 Source:    arXiv 2606.19162 (method), with lambda, K and learning rate scaled to a network of this size.
