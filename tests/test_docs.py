@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -109,6 +110,29 @@ def test_the_backbone_page_runs(monkeypatch, capsys):
     (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "own_backbone.md").read_text(), re.DOTALL)
     exec(compile(code, "own_backbone.md", "exec"), {})
     assert re.search(r"^\d+ parameters, \(2, 8, 8, 1\)$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_the_data_page_runs(tmp_path):
+    from jaxdrl import config, data
+
+    for number, split in enumerate(("train", "train", "train", "test")):
+        for label in ("cat", "dog"):
+            path = tmp_path / "pictures" / split / label / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((40 + number, 30, 3), 200 if label == "dog" else 10, np.uint8)).save(path)
+    (code,) = re.findall(r"```python\n(.*?)```", (DOCS / "own_data.md").read_text(), re.DOTALL)
+    (tmp_path / "my_pictures.py").write_text(code)
+    command = [sys.executable, "my_pictures.py", "pictures", "prepared"]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=120)
+    settings = config.default().data
+    settings.update(name="my_pictures", image_shape=(32, 32, 3), num_classes=2, validation_fraction=1 / 3)
+    summary = data.prepare(settings, tmp_path / "prepared")
+    assert summary.class_names == ("cat", "dog") and summary.sizes == {"train": 4, "validation": 2, "test": 2}
+    test = data.open_split(settings, tmp_path / "prepared", "test")
+    assert test.images.shape == (2, 32, 32, 3) and [int(image.mean()) for image in test.images] == [
+        200 if label else 10 for label in test.labels
+    ]
 
 
 def test_the_pictures_are_drawn_from_a_run(tiny_run, tmp_path):
