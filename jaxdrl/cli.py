@@ -239,11 +239,12 @@ def _load(recipe: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, AttributeError, KeyError, TypeError) as error:
-        raise UserError(f"--config: {name} cannot be loaded ({type(error).__name__}: {error})") from None
-    if not hasattr(module, "get_config"):
-        raise UserError(f"--config: {name} has no function get_config(variant)")
-    config = module.get_config(variant)
+        if not hasattr(module, "get_config"):
+            raise UserError(f"--config: {name} has no function get_config(variant)")
+        config = module.get_config(variant)
+    except (SyntaxError, ImportError, NameError, AttributeError, KeyError, TypeError) as error:
+        said = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+        raise UserError(f"--config: {name} cannot be loaded ({type(error).__name__}: {said})") from None
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config: get_config in {name} must return an ml_collections.ConfigDict")
     return config

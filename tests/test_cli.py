@@ -44,6 +44,15 @@ def test_mistakes(argv, said, capsys, tmp_path, monkeypatch):
     assert said in _fails(capsys, *argv)
 
 
+def test_a_recipe_that_sets_a_key_that_does_not_exist(capsys, tmp_path):
+    """As of another version: one line that names the recipe and the key."""
+    (tmp_path / "c.py").write_text(
+        "from jaxdrl import config\ndef get_config(variant=''):\n    c = config.default()\n    c.data.update(clases=())\n    return c\n"
+    )
+    said = _fails(capsys, "run", f"--workdir={tmp_path}/w", f"--config={tmp_path}/c.py")
+    assert "c.py cannot be loaded (KeyError" in said and "clases" in said and said.count("\n") == 1
+
+
 def test_config_file_without_get_config(capsys, tmp_path):
     (tmp_path / "c.py").write_text("x = 1\n")
     assert "get_config" in _fails(capsys, "run", f"--workdir={tmp_path}/w", f"--config={tmp_path}/c.py")
