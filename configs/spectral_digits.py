@@ -29,7 +29,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config, tiny = recipes.gated(recipes.small(jaxdrl_config.default()), variant)
     config.name = "spectral_digits"
     config.data.name = "digits"
-    config.pretrain.update(from_scratch=True, steps=20000, decay_steps=5000, ema_decay=0.999, curve_every=5000)
+    config.pretrain.update(from_scratch=True, steps=10000, decay_steps=2500, ema_decay=0.999, curve_every=2500)
     config.sampler.method = "euler"
     config.evaluate.update(controls=False, best_guidance=False)
     return recipes.tiny(config) if tiny else config
