@@ -41,11 +41,11 @@ def config_of(algorithm, family):
         # Its velocity divides by sqrt(a_n), and with drawn weights is 1e5 times as large as the adjoint: v_theta - v_base, which is zero
         # before the first step, would be rounding as large as what is learnt.
         config.posttrain.reward_scale *= 1000
+    # Three times the width in hidden channels: with twice, a tensor half of one layer's two gates has the shape of two layers' projections.
     if family == "JiT":
-        # 96 hidden channels: with 64, a tensor half of one layer's two gates has the shape of two layers' projections.
         config.backbone.fields = ml_collections.ConfigDict({"context_length": 4, "bottleneck": 8, "mlp_ratio": 4.5})
     if family == "DiTDH":
-        config.backbone.fields = ml_collections.ConfigDict({"head_width": 48, "head_num_heads": 4, "mlp_ratio": 3.0})
+        config.backbone.fields = ml_collections.ConfigDict({"head_width": 48, "head_num_heads": 4, "mlp_ratio": 4.5})
     if "scan" in options:
         config.backbone.update(scan_layers=True, depth=3)
     if "remat" in options:
