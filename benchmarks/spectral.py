@@ -195,7 +195,8 @@ def table(found: dict[str, list[dict[str, float]]], costs: dict[str, dict[str, f
         for metric in METRICS:
             plain, gated = ([run[metric] for run in found[name]] for name in (first, gate))
             mean, half = paired(plain, gated)
-            cells.append(f"{mean:+.3f} ± {half:.3f} ({100 * mean / statistics.fmean(plain):+.1f} %)")
+            share = f" ({100 * mean / statistics.fmean(plain):+.1f} %)" if any(plain) else ""
+            cells.append(f"{mean:+.3f} ± {half:.3f}{share}")
         lines.append(f"| {gate} | {' | '.join(cells)} |")
     return lines
 

@@ -48,6 +48,18 @@ def test_gates_differ_in_the_gate_alone(path):
             recipe.get_config(wrong)
 
 
+def test_initial_weights_of_a_seed_are_the_same_but_for_the_gate():
+    config = recipes.tiny(recipes.small(jaxdrl_config.default()))
+    trees = {}
+    for gate in ("none", "timestep"):
+        config.backbone.spectral = gate
+        flat = jax.tree_util.tree_leaves_with_path(models.backbone(config).init(jax.random.key(3)))
+        trees[gate] = {jax.tree_util.keystr(path): leaf for path, leaf in flat}
+    assert {path for path in trees["timestep"] if "freq_gate" in path} == set(trees["timestep"]) - set(trees["none"]) != set()
+    for path, leaf in trees["none"].items():
+        np.testing.assert_array_equal(leaf, trees["timestep"][path])
+
+
 def test_imagenet_100_has_a_hundred_classes():
     names = _load(ROOT / "configs" / "spectral_imagenet100.py").get_config().data.classes
     assert len(set(names)) == 100 and all(name.startswith("n") and len(name) == 9 for name in names)
@@ -83,6 +95,9 @@ def test_the_table_says_means_spread_and_overhead(benchmark):
     lines = module.table(runs, costs)
     assert "10.000 ± 1.000" in lines[3] and lines[3].endswith("| +1.00 % | +0.50 % |")
     assert lines[-1].startswith("| timestep | -1.000 ± 0.000 (-9.1 %)")
+    for run in runs["none"]:  # which a bad generator's precision is
+        run["precision"] = 0.0
+    assert "| +10.000 ± 2.484 |" in module.table(runs, costs)[-1]
 
 
 def test_energies_of_bands_are_those_of_the_residual_and_what_the_gate_makes_of_it(benchmark):
