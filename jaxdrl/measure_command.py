@@ -34,8 +34,8 @@ how
                aesthetic-v2, brightness, symmetry ...; mean and spread, against --base the shift in the base's standard
                deviations, and how images drift
   --base       samples of the untuned model, as for --samples; in a workdir the base's own, with the same noise
-  --class_names, --prompt: what labels stand for (imagenet, digits: with a run those of its classes; a file with a name a line) and
-               "a photo of a {class}"
+  --class_names, --prompt: what labels stand for (imagenet or digits, with a run those of its classes; a file with a
+               name a line) and "a photo of a {class}"
   --encoder    a space or a published encoder (default inception); in a workdir also judge (the default), reward, pixels
   --weights    folders that `jaxdrl convert` made, one an encoder; "random" draws weights, to try a pipeline out
   --bootstrap  resamples for 95 % confidence intervals of Frechet distances, Inception Score, prdc, accuracy; default 0
