@@ -88,7 +88,7 @@ def jaxdrl(command: str, arguments: list[str], workdir: Path) -> None:
     """Calls the command line in a process of its own.
 
     Args:
-        command: "pretrain" or "run".
+        command: "pretrain", "run" or another.
         arguments: Its flags.
         workdir: Where.
     """

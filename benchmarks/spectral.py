@@ -14,9 +14,7 @@ The paper (arXiv 2606.18765) reports for CIFAR-10 FID 20.78 -> 19.71 (-5.1 %), r
 
 import argparse
 import json
-import shutil
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +23,10 @@ from scipy import stats
 from jaxdrl import recipes, stored_config
 from jaxdrl.config import Config
 from jaxdrl.training import compute, models
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from benchmarks.drl_seeds import copy, jaxdrl
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 METRICS = {"fd": "FD judge", "recall": "recall", "precision": "precision", "coverage": "coverage", "spectrum": "spectrum gap"}
@@ -47,20 +49,21 @@ def main() -> None:
         for gate in options.gates:
             found[gate].append(measured(options, gate, seed))
     for gate in options.drl:
-        found[f"{gate} + DRL"] = [tuned(options, gate, seed) for seed in options.seeds]
+        found[f"{gate} + DRL"] = [measured(options, gate, seed, "tuned") for seed in options.seeds]
     costs = {gate: cost(options.out / gate.removesuffix(" + DRL") / f"seed{options.seeds[0]}") for gate in found}
     summary = {"seeds": options.seeds, "runs": found, "cost": costs}
     (options.out / "summary.json").write_text(json.dumps(summary, indent=2))
     print("\n".join(table(found, costs)))
 
 
-def measured(options: argparse.Namespace, gate: str, seed: int) -> dict[str, float]:
-    """One run: trained and measured, or read where it was before.
+def measured(options: argparse.Namespace, gate: str, seed: int, model: str = "base") -> dict[str, float]:
+    """One run: trained as far as the model needs and measured, or read where it was before.
 
     Args:
         options: The command line.
         gate: Of the generator.
         seed: `config.seed`.
+        model: "base", or "tuned" by DRL.
 
     Returns:
         A number a metric.
@@ -68,28 +71,12 @@ def measured(options: argparse.Namespace, gate: str, seed: int) -> dict[str, flo
     workdir = options.out / gate / f"seed{seed}"
     first = options.out / options.gates[0] / f"seed{options.seeds[0]}"
     recipe = f"--config={CONFIGS / options.recipe}.py:{gate}{',tiny' if options.tiny else ''}"
-    if not (workdir / "pretrain" / "result.json").exists():
+    stage = "pretrain" if model == "base" else "posttrain"
+    if not (workdir / stage / "result.json").exists():
         if workdir != first:
             copy(first, workdir, ("data", "encoders"))
-        jaxdrl("pretrain", recipe, f"--config.seed={seed}", f"--workdir={workdir}", *options.rest)
-    return evaluated(workdir, seed)
-
-
-def tuned(options: argparse.Namespace, gate: str, seed: int) -> dict[str, float]:
-    """DRL on the generator of one run.
-
-    Args:
-        options: The command line.
-        gate: Of the generator.
-        seed: `config.seed`.
-
-    Returns:
-        A number a metric.
-    """
-    workdir = options.out / gate / f"seed{seed}"
-    if not (workdir / "posttrain" / "result.json").exists():
-        jaxdrl("posttrain", f"--workdir={workdir}", *options.rest)
-    return evaluated(workdir, seed, "tuned")
+        jaxdrl(stage, [recipe, f"--config.seed={seed}", *options.rest], workdir)
+    return evaluated(workdir, seed, model)
 
 
 def evaluated(workdir: Path, seed: int, model: str = "base") -> dict[str, float]:
@@ -108,34 +95,9 @@ def evaluated(workdir: Path, seed: int, model: str = "base") -> dict[str, float]
         asked = ("--metrics=fd,prdc,spectrum", "--encoder=judge", "--reference=split:test", f"--seed={seed}")
         config: Config = stored_config.get_config(str(workdir))
         number = config.evaluate.num_samples
-        jaxdrl("evaluate", f"--workdir={workdir}", f"--model={model}", f"--num={number}", f"--out={out}", *asked)
+        jaxdrl("evaluate", [f"--model={model}", f"--num={number}", f"--out={out}", *asked], workdir)
     values = json.loads((out / "metrics.json").read_text())["metrics"]
     return {metric: values[metric]["value"] for metric in METRICS}
-
-
-def jaxdrl(command: str, *arguments: str) -> None:
-    """Calls the command line in a process of its own.
-
-    Args:
-        command: "pretrain" or another.
-        *arguments: Its flags.
-    """
-    subprocess.run([sys.executable, "-m", "jaxdrl", command, *arguments], check=True)
-
-
-def copy(source: Path, target: Path, stages: tuple[str, ...]) -> None:
-    """Copies finished stages to a new workdir.
-
-    Args:
-        source: A workdir.
-        target: Another.
-        stages: Which.
-    """
-    target.mkdir(parents=True, exist_ok=True)
-    for stage in stages:
-        if not (target / stage / "result.json").exists():
-            shutil.rmtree(target / stage, ignore_errors=True)
-            shutil.copytree(source / stage, target / stage)
 
 
 def cost(workdir: Path) -> dict[str, float]:

@@ -9,7 +9,6 @@ samples trained generators with s times their gates' scale: s = 0 takes the gate
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -30,7 +29,8 @@ from jaxdrl.training import loading, models
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.spectral import copy, evaluated
+from benchmarks.drl_seeds import copy
+from benchmarks.spectral import evaluated
 
 TIMES = tuple(np.linspace(0.05, 0.95, 10).tolist())
 BANDS = ("low", "high")
@@ -149,7 +149,6 @@ def swept(out: Path, gate: str, run: Path, scale: float) -> dict[str, float]:
     config = json.loads((run / "config.json").read_text())
     config["backbone"]["gate_scale"] *= scale
     (workdir / "config.json").write_text(json.dumps(config, indent=2))
-    shutil.copy(run / "metrics.jsonl", workdir / "metrics.jsonl")
     return evaluated(workdir, seed)
 
 

@@ -57,7 +57,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         warmup_steps=5000, adam_b2=0.99, grad_clip=1.0, ema_decay=0.9999, curve_every=20000, curve_samples=5000
     )
     config.sampler.method = "euler"
-    config.evaluate.update(num_samples=10000, sampling_steps=50, best_guidance=False)
+    config.evaluate.update(num_samples=10000, sampling_steps=50, to_uint8="round", best_guidance=False)
     if tiny:
         backbone = dict(config.backbone.fields)
         config = recipes.tiny_published(config, backbone, 16, {"widths": (8, 8, 8), "depth": 1, "groups": 4})

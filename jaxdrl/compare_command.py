@@ -1,10 +1,9 @@
 """`jaxdrl compare`: several runs on one page."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from jaxdrl.command_parser import CommandParser
 from jaxdrl.errors import UserError
 
 COMPARE_HELP = """usage: jaxdrl compare RUN RUN ... [--out=FILE.html]
@@ -26,11 +25,6 @@ examples
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see `jaxdrl compare --help`")
-
-
 def run(arguments: Sequence[str]) -> int:
     """Runs the command.
 
@@ -43,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         UserError: If a folder holds no run, fewer than two are given, their data differ, or the page cannot be written.
     """
-    parser = _Parser(prog="jaxdrl compare", add_help=False, allow_abbrev=False)
+    parser = CommandParser("compare")
     parser.add_argument("runs", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("compare.html"))
     options = parser.parse_intermixed_args(list(arguments))

@@ -1,13 +1,13 @@
 """`jaxdrl convert` and `jaxdrl export`: the authors' PyTorch files in, and out again."""
 
-import argparse
 import json
 import resource
 from collections import ChainMap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from jaxdrl.command_parser import CommandParser
 from jaxdrl.errors import UserError
 
 CONVERT_HELP = """usage: jaxdrl convert --model=NAME --from=FILE --to=DIR [--weights=ema|raw] [--set FIELD=VALUE ...]
@@ -40,12 +40,6 @@ EXPORT_HELP = """usage: jaxdrl export --from=DIR --to=FILE [--layout=original|di
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Mistakes become one line and exit code 2, as everywhere."""
-        raise UserError(f"{message}; see `{self.prog} --help`")
-
-
 def convert(arguments: Sequence[str]) -> int:
     """Runs `jaxdrl convert`.
 
@@ -58,7 +52,7 @@ def convert(arguments: Sequence[str]) -> int:
     Raises:
         UserError: If a file is missing or does not fit the model, or the folder is not empty.
     """
-    parser = _Parser(prog="jaxdrl convert", add_help=False)
+    parser = CommandParser("convert")
     parser.add_argument("--model", required=True)
     parser.add_argument("--from", dest="source", type=Path, action="append", default=[])
     parser.add_argument("--to", type=Path)
@@ -108,7 +102,7 @@ def export(arguments: Sequence[str]) -> int:
     Raises:
         UserError: If the folder holds no model, or the layout or suffix is unknown.
     """
-    parser = _Parser(prog="jaxdrl export", add_help=False)
+    parser = CommandParser("export")
     parser.add_argument("--from", dest="source", type=Path, required=True)
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--layout", default="original")
