@@ -130,7 +130,7 @@ def _tokenizer() -> Config:
             "weights": "",  # the folder that `jaxdrl convert` made; "random": drawn, for tests
             "dtype": "float32",  # of convolutions and matmuls, float32 | bfloat16
             "posterior": "sample",  # what the generator trains on where the tokenizer has a law: sample | mean
-            "batch_size": 32,  # images encoded or decoded at a time, outside the train step
+            "batch_size": 32,  # images a device encodes or decodes at a time, outside the train step
             "fields": {},  # further fields of `tokenizers.create`
         }
     )

@@ -22,12 +22,13 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int32, PyTree, UInt8
 
 from jaxdrl.encoders.spec import FeatureSpec
 from jaxdrl.errors import Stopped, UserError
 from jaxdrl.evaluation import hosts
+from jaxdrl.evaluation.local_devices import local_mesh, replicated
 from jaxdrl.evaluation.statistics import Moments
 from jaxdrl.weights.files import make_atomically
 
@@ -103,12 +104,6 @@ class Collected:
     specs: Mapping[str, FeatureSpec]
     seconds: float = 0.0
     computed: int = 0
-
-
-def local_mesh() -> Mesh:
-    """All devices of this process in one axis, "data"."""
-    devices = jax.local_devices()
-    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def collect(
@@ -332,8 +327,7 @@ def _compiled(spaces: Sequence[Space], mesh: Mesh) -> Callable[..., dict[str, Ar
     where = {space.name: next(i for i, network in enumerate(networks) if network is space.network) for space in spaces}
     outputs = tuple((space.name, where[space.name], space.output) for space in spaces)
     call = _program(tuple(network.apply for network in networks), outputs, mesh)
-    replicated, rows = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-    params = jax.device_put(hosts.local([network.params for network in networks]), replicated)
+    rows, params = NamedSharding(mesh, PartitionSpec("data")), replicated([network.params for network in networks], mesh)
     return lambda images, labels: call(params, *jax.device_put((images, labels), rows))
 
 

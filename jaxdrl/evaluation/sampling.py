@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdrl.backbones import Backbone
+from jaxdrl.evaluation.local_devices import by_rows
 from jaxdrl.flow import guidance as guide
 from jaxdrl.flow import ode
 
@@ -68,7 +69,7 @@ def sample(
         solver: Steps, method and grid.
         num: How many.
         seed: Of the noise.
-        batch_size: Samples a compiled call; the last call is padded.
+        batch_size: Samples a device and compiled call; the last call is padded.
         guidance: None is guidance-free.
         finish: Applied to the samples of each call; what it returns is kept.
         first: Number of the first sample: samples first .. first + num - 1 of the endless row that the seed defines.
@@ -77,17 +78,17 @@ def sample(
         (samples, float32 unless `finish` makes something else of them, and int32 labels); sample i has label i modulo the number of
         classes.
     """
-    size, parts = min(batch_size, num), []
+    size, parts = min(batch_size * jax.local_device_count(), num), []
     draw = sampler(network, params, solver, seed=seed, guidance=guidance)
     for start in range(0, num, size):
-        parts.append(finish(np.asarray(draw(jnp.arange(first + start, first + start + size)))[: num - start]))
+        parts.append(finish(draw(np.arange(first + start, first + start + size, dtype=np.int32))[: num - start]))
     return np.concatenate(parts), labels(num, network.num_classes, first)
 
 
 def sampler(
     network: Backbone, params: PyTree, solver: Solver, *, seed: int, guidance: Guidance | None = None
-) -> Callable[[Int[Array, " batch"]], Float[Array, "batch ..."]]:
-    """One compiled program that draws samples by their numbers.
+) -> Callable[[Int[np.ndarray, " batch"]], Float[np.ndarray, "batch ..."]]:
+    """One compiled program that draws samples by their numbers, on all devices of this process.
 
     Args:
         network: The generator.
@@ -97,11 +98,11 @@ def sampler(
         guidance: None is guidance-free.
 
     Returns:
-        Numbers of samples, laid over devices as the samples shall be -> samples.
+        Numbers of samples -> samples, on the host.
     """
-    function = _compiled(network, solver, guidance is not None)
     scale, interval = (guidance.scale, guidance.interval) if guidance else (1.0, (0.0, 1.0))
-    return lambda index: function(params, jax.random.key(seed), index, jnp.float32(scale), jnp.array(interval))
+    constants = (params, jax.random.key_data(jax.random.key(seed)), np.float32(scale), np.array(interval, np.float32))
+    return by_rows(_program(network, solver, guidance is not None), constants)
 
 
 def labels(num: int, num_classes: int, first: int = 0) -> Int[np.ndarray, " num"]:
@@ -133,11 +134,12 @@ def noise(key: Array, index: Int[Array, " batch"], shape: tuple[int, ...]) -> Fl
 
 
 @lru_cache(maxsize=32)
-def _compiled(network: Backbone, solver: Solver, guided: bool):
-    """One compiled sampler for each network, solver and kind; scale and interval are arguments."""
+def _program(network: Backbone, solver: Solver, guided: bool):
+    """One function for each network, solver and kind, so that it is compiled once; scale and interval are arguments."""
 
-    def draw(params, key, index, scale, interval):
-        x = noise(key, index, network.sample_shape)
+    def draw(constants, index):
+        params, key, scale, interval = constants
+        x = noise(jax.random.wrap_key_data(key), index, network.sample_shape)
         y = (index % network.num_classes).astype(jnp.int32)
         velocity = partial(_velocity, network, params, y)
         if guided:
@@ -145,7 +147,7 @@ def _compiled(network: Backbone, solver: Solver, guided: bool):
             velocity = guide.classifier_free(velocity, null, scale, interval, solver.guidance_channels)
         return ode.sample(velocity, x, solver.grid(), method=solver.method)
 
-    return jax.jit(draw)
+    return draw
 
 
 def _velocity(network: Backbone, params: PyTree, y: Int[Array, " batch"], x, t):

@@ -1,23 +1,21 @@
 """A compiled function applied to any number of images, with one compiled batch size."""
 
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import numpy as np
 from jaxtyping import PyTree, Shaped
 
+from jaxdrl.evaluation.local_devices import by_rows
 
-def in_batches(
-    function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: int = 250, exact: bool = False
-) -> Shaped[np.ndarray, "n ..."]:
+
+def in_batches(function: Callable, *arrays: Shaped[np.ndarray, "n ..."], size: int = 250) -> Shaped[np.ndarray, "n ..."]:
     """Applies a function in equal parts; the last part is padded with zeros and cut again.
 
     Args:
         function: `function(*parts)`, with one output that has the parts' leading axis.
         *arrays: Arrays of one leading axis n.
         size: Examples a call, at most. A few hundred keep a CPU's caches warm; an accelerator hides the difference.
-        exact: Calls get `size` examples rather than at most so many in equal parts.
 
     Returns:
         The outputs, on the host.
@@ -28,7 +26,7 @@ def in_batches(
     num = len(arrays[0])
     if num == 0 or any(len(array) != num for array in arrays):
         raise ValueError(f"arrays must have one leading axis of at least 1, got {[len(array) for array in arrays]}")
-    size, outputs = size if exact else -(-num // -(-num // size)), []
+    size, outputs = -(-num // -(-num // size)), []
     for start in range(0, num, size):
         parts = [array[start : start + size] for array in arrays]
         missing = size - len(parts[0])
@@ -39,17 +37,15 @@ def in_batches(
 
 
 def compiled(function: Callable, params: PyTree, size: int = 250) -> Callable[..., Shaped[np.ndarray, "n ..."]]:
-    """A function of weights and arrays as one of arrays alone, on any number of them.
-
-    The weights stay an argument of the compiled program: as constants in it, large ones would be copied and folded.
+    """A function of weights and arrays as one of arrays alone, on any number of them and on all devices of this process.
 
     Args:
         function: `function(params, *arrays)`.
         params: Weights.
-        size: Examples a call.
+        size: Examples a call and device.
 
     Returns:
-        `f(*arrays)`, see `in_batches`.
+        `f(*arrays)`, see `in_batches` and `by_rows`.
     """
-    call = partial(jax.jit(function), params)
+    call, size = by_rows(function, params), size * jax.local_device_count()
     return lambda *arrays: in_batches(call, *arrays, size=size)

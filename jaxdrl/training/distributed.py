@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 
 from jaxdrl.errors import Lost, Stopped, UserError
 from jaxdrl.evaluation import hosts
-from jaxdrl.evaluation.collect import local_mesh
+from jaxdrl.evaluation.local_devices import local_mesh
 from jaxdrl.training.heartbeat import LAST_TO_LEAVE
 from jaxdrl.weights import files
 

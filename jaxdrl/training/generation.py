@@ -2,21 +2,18 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Int32, PyTree, UInt8
 
 from jaxdrl import data
 from jaxdrl.config import Config
 from jaxdrl.errors import UserError
-from jaxdrl.evaluation import hosts, sampling
-from jaxdrl.evaluation.collect import local_mesh
+from jaxdrl.evaluation import sampling
 from jaxdrl.training import loading, models
-from jaxdrl.training.batching import compiled, in_batches
+from jaxdrl.training.batching import compiled
 
 
 def solver(config: Config, num_steps: int) -> sampling.Solver:
@@ -141,18 +138,9 @@ class Samples:
             guidance: None is guidance-free.
         """
         self._config, self._num, self._rule = config, num, config.evaluate.to_uint8
-        self._mesh = local_mesh()
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        network = models.backbone(config)
-        steps = solver(config, num_steps)
-        self._sampler = lambda params: sampling.sampler(
-            network, jax.device_put(hosts.local(params), everywhere), steps, seed=seed, guidance=guidance
-        )
-        self._draw = self._sampler(params)
-        self._decoder = None
-        if config.tokenizer.name != "pixels" or dict(config.tokenizer.fields):
-            weights = jax.device_put(hosts.local(loading.load_tokenizer(config)), everywhere)
-            self._decoder = partial(jax.jit(models.tokenizer(config).decode), weights)
+        network, steps = models.backbone(config), solver(config, num_steps)
+        self._sampler = lambda params: sampling.sampler(network, params, steps, seed=seed, guidance=guidance)
+        self._draw, self._decode = self._sampler(params), decoder(config)
 
     def __len__(self) -> int:
         """How many."""
@@ -175,22 +163,11 @@ class Samples:
         self, start: int, stop: int, size: int
     ) -> Iterator[tuple[UInt8[np.ndarray, "batch h w c"], Int32[np.ndarray, " batch"]]]:
         """Images by their numbers, label i modulo the number of classes."""
-        rows = NamedSharding(self._mesh, PartitionSpec("data"))
         for first in range(start, stop, size):
-            # Every device draws equally many; what is beyond `number` is dropped.
-            number, index = min(size, stop - first), first + np.arange(-(-size // self._mesh.size) * self._mesh.size)
-            with jax.set_mesh(self._mesh):
-                latents = np.asarray(self._draw(jax.device_put(index.astype(np.int32), rows)))
-                images = data.to_uint8(self._decode(latents, rows), self._rule)
+            # Equally many every time, so that nothing is compiled again; what is beyond `number` is dropped.
+            number, index = min(size, stop - first), np.arange(first, first + size, dtype=np.int32)
+            images = data.to_uint8(self._decode(self._draw(index)), self._rule)
             yield images[:number], sampling.labels(number, self._config.data.num_classes, first)
-
-    def _decode(self, latents: np.ndarray, rows: NamedSharding) -> np.ndarray:
-        """`config.tokenizer.batch_size` latents a device at a time: a decoder needs a thousand times its images' memory."""
-        decode = self._decoder
-        if decode is None:
-            return latents
-        size = min(self._config.tokenizer.batch_size * self._mesh.size, len(latents))
-        return in_batches(lambda part: decode(jax.device_put(part, rows)), latents, size=size, exact=True)
 
 
 def as_bytes(config: Config) -> Callable[[np.ndarray], np.ndarray]:

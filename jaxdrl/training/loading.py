@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -146,7 +145,7 @@ def drawn(init: Callable[[Any], PyTree], seed: int) -> PyTree:
 
     def draw(path, leaf):
         around = 1.0 if str(path[-1].key) in ("scale", "weight", "var") else 0.0
-        return jnp.asarray(around + 0.05 * rng.standard_normal(leaf.shape, np.float32))
+        return around + np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, template)
 
@@ -154,4 +153,4 @@ def drawn(init: Callable[[Any], PyTree], seed: int) -> PyTree:
 def _load(path: Path, stage: str) -> PyTree:
     if not path.exists():
         raise UserError(f"{path} is missing; run `jaxdrl {stage if stage != 'longer' else 'run'} --workdir={path.parent.parent}`")
-    return jax.tree.map(jnp.asarray, files.load_tree(path))
+    return files.load_tree(path)

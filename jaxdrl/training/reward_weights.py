@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -84,7 +82,7 @@ def _kept(run: Run, label: str, make) -> PyTree:
     path = run.workdir / "posttrain" / _FOLDER / f"{label}.safetensors"
     if not distributed.from_first(path.exists()):
         _save(path, make(run, label))
-    return jax.tree.map(jnp.asarray, files.load_tree(path))
+    return files.load_tree(path)
 
 
 def _save(path: Path, tree: PyTree) -> None:

@@ -18,6 +18,7 @@ from jaxdrl.errors import UserError
 from jaxdrl.evaluation import collect as collect_module
 from jaxdrl.evaluation import frechet, hosts
 from jaxdrl.evaluation.collect import Network, Space, collect
+from jaxdrl.evaluation.local_devices import local_mesh
 from jaxdrl.evaluation.statistics import Moments
 from tests.evaluation import collected
 
@@ -26,7 +27,7 @@ IMAGES, LABELS = collected.IMAGES, collected.LABELS
 
 def test_networks_are_computed_in_full_precision():
     """Accelerators take TF32 or bfloat16 otherwise."""
-    program = collect_module._program((_outer,), (("out", 0, "out"),), collect_module.local_mesh())
+    program = collect_module._program((_outer,), (("out", 0, "out"),), local_mesh())
     text = program.lower([jnp.ones((48, 2))], jnp.zeros((8, 4, 4, 3), jnp.uint8), jnp.zeros(8, jnp.int32)).as_text()
     assert "precision = [HIGHEST, HIGHEST]" in text
 

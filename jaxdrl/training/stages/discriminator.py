@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxdrl import data
@@ -122,7 +123,8 @@ def _train(run: Run, held_out: Pairs) -> State:
         process_count=parts,
         horizontal_flip=flip,
     )
-    train_steps, validate = _compiled(config)
+    frozen = mesh.place(encoder_params, run.mesh) if settings.r1 > 0 else None
+    train_steps, validate = _compiled(config, run.mesh)
     writer = run.writer.for_stage(name)
     key, pairs, held_refresh = stage_key(config.seed, name), None, -1
     with run.checkpoints(name, "checkpoints") as checkpoints:
@@ -134,7 +136,7 @@ def _train(run: Run, held_out: Pairs) -> State:
             refresh = step // _refresh_steps(config)
             if refresh != held_refresh:
                 pairs, held_refresh = _fill(run, images, reals, cache, refresh), refresh
-            current, trained = train_steps(current, pairs, encoder_params, key)
+            current, trained = train_steps(current, pairs, frozen, key)
             current, validated = validate(current, held_out)
             step, waited = int(current.step), int(current.waited)
             metrics = {k: float(v) for k, v in (trained | validated).items()}
@@ -154,7 +156,7 @@ def _share(run: Run) -> tuple[int, int]:
     return jax.process_index(), processes
 
 
-def _compiled(config: Config):
+def _compiled(config: Config, devices: Mesh):
     """Compiles `validate_every` training steps and one validation."""
     settings, optimizer = config.discriminator, _optimizer(config)
     encode = models.features(config, "reward")
@@ -175,7 +177,7 @@ def _compiled(config: Config):
             epoch, batch = jnp.divmod(carry.step, per_epoch)
             order = jax.random.permutation(jax.random.fold_in(key, epoch), per_epoch * size)
             index = jax.lax.dynamic_slice_in_dim(order, batch * size, size)
-            part = jax.tree.map(lambda values: values[index], pairs)
+            part = mesh.constrain_batch(jax.tree.map(lambda values: values[index], pairs), devices)
             (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(carry.head, part, encoder_params)
             updates, opt_state = optimizer.update(grads, carry.opt_state, carry.head)
             head = optax.apply_updates(carry.head, updates)
