@@ -3,8 +3,9 @@
 Command:   jaxdrl run --config=configs/drl_imagenet_jit_h.py --workdir=runs/jit_h
 Before:    jaxdrl convert --model=JiT-H/16 --from=checkpoint-last.pth --to=models/jit-h    (linked in LTH14/JiT, README)
            and encoders and data as in configs/drl_imagenet_sit_xl.py. JiT works on pixels and needs no autoencoder.
-Hardware:  the buffer of 3072 trajectories takes 483 GB over all devices: 16 H200, or 64 chips with 32 GB. The paper used 500 H200 hours
-           a lambda. Not run at full size here yet.
+Hardware:  8 H200 or 16 TPU v5e with the buffer in bfloat16 in the hosts' memory, by plan (docs/scale.md has the settings); as it is here,
+           the buffer of 3072 trajectories takes 483 GB over all devices. The paper used 500 H200 hours a lambda. Not run at full size
+           here yet.
 Expected:  guidance-free FID 7.16 -> 2.73 at lambda = 5; FD-DINOv2-L 148.0 -> 42.8 at lambda = 20 (the paper's numbers).
 Source:    arXiv 2606.19162 App. H and I; the generator arXiv 2511.13720. 3072 trajectories are five batches of 576 an epoch; the rest of an
            epoch's permutation is left out, other trajectories in each epoch.

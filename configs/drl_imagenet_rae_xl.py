@@ -5,8 +5,9 @@ Before:    jaxdrl convert --model=DiTDH-XL --from=stage2_model.pt --to=models/di
            jaxdrl convert --model=rae-dinov2-base --from=model.safetensors --from=model.pt --from=stat.pt --to=models/rae
                           (encoder facebook/dinov2-with-registers-base; decoder ViTXL_n08 and statistics wReg_base/imagenet1k)
            All but the encoder are in nyu-visionx/RAE-collections. Encoders and data as in configs/drl_imagenet_sit_xl.py.
-Hardware:  the buffer of 3072 trajectories takes 483 GB over all devices: 16 H200, or 64 chips with 32 GB. The paper used 420 H200 hours
-           a lambda. Not run at full size here yet.
+Hardware:  8 H200 or 16 TPU v5e with the buffer in bfloat16 in the hosts' memory, by plan (docs/scale.md has the settings); as it is here,
+           the buffer of 3072 trajectories takes 483 GB over all devices. The paper used 420 H200 hours a lambda. Not run at full size
+           here yet.
 Expected:  guidance-free FID 1.31 -> 1.29 at lambda = 1 with R1; FD-DINOv2-L 37.5 -> 20.6 at lambda = 10 (the paper's numbers).
 Source:    arXiv 2606.19162 App. H and I: mean over the timestep subset, learning rate 5e-5, clip 1.0, mask quantile 0.75 and decay 0.995.
            The generator and its sampler arXiv 2510.11690: 49 Euler steps on the shifted grid, shift sqrt(196608 / 4096).

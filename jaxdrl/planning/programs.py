@@ -96,7 +96,10 @@ def devices_of(where: Slice) -> list[jax.Device]:
     if not where.compiles:
         found = jax.devices("cpu")
         if len(found) < where.count:
-            raise UserError(f"--topology: {where.name} is simulated by {where.count} CPU devices, here are {len(found)}")
+            raise UserError(
+                f"--topology: {where.name} is simulated by {where.count} CPU devices, here are {len(found)}: JAX has started already; "
+                "plan in a process of its own"
+            )
         return found[: where.count]
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(f"--topology: {where.name} needs the TPU compiler; pip install 'jaxdrl[plan]' (no TPU is needed)")

@@ -22,7 +22,7 @@ WEIGHTS = (1.0, 0.5, 2.0)
 
 def _velocity(params, x, t, y):
     hidden = jnp.tanh(x @ params["first"] + t[:, None])
-    return hidden @ params["final_layer"]
+    return hidden @ params["final_linear"]
 
 
 def _reward(x, y):
@@ -53,7 +53,7 @@ def problem():
     """theta, and buffers of the same trajectories: of every reward, of their weighted sum, and of each alone."""
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(0.5 * rng.normal(size=shape), jnp.float32)  # noqa: E731
-    base = {"first": draw(DIM, 6), "final_layer": draw(6, DIM)}
+    base = {"first": draw(DIM, 6), "final_linear": draw(6, DIM)}
     params = jax.tree.map(lambda leaf: leaf + 0.1 * draw(*leaf.shape), base)
     noise, labels = draw(BATCH, DIM) * 2, jnp.arange(BATCH)
     with jax.default_matmul_precision("highest"):

@@ -206,6 +206,7 @@ def test_a_mesh_over_given_devices():
     ],
 )
 def test_mistakes_are_one_line(arguments, said, capsys):
+    jax.devices()  # once JAX has started, no more devices can be simulated
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
