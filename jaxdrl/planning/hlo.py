@@ -7,7 +7,8 @@ the entry, a loop's as often as it runs. The text is one device's part.
 - Bytes are what each fusion reads and writes, after XLA's rules: a slice counts as what it takes, an update as what it puts, and what the TPU
   compiler keeps in the chip's own memory (spaces other than 0, `S(1)`) as nothing. On CPU programs the fusions are not a GPU's.
 - A collective counts the bytes that leave a device when it goes round a ring of n: (n - 1) / n of the whole of what is gathered or
-  scattered, twice that for an all-reduce.
+  scattered, twice that for an all-reduce. One that the TPU compiler spreads over several fusions, so that they hide it (a chain from
+  "AsyncCollectiveStart" to "AsyncCollectiveDone"), stands in each of them and counts in the first; what they hand on is not moved.
 """
 
 import math
@@ -322,7 +323,8 @@ def _convolution(where: Computation, line: Instruction) -> float:
     count = 2.0 * at(2, out, "b") * at(2, out, "f") * at(1, right, "i")
     window = re.search(r"window=\{([^}]*)\}", line.rest)
     options = dict(part.split("=") for part in window[1].split()) if window else {}
-    for n, label in enumerate(label for label in left if label.isdigit()):
+    for label in filter(str.isdigit, left):
+        n = int(label)  # the window's axes go by number, whatever their order in the operands
         one = lambda key, usual: int((options[key].split("x")[n]) if key in options else usual)  # noqa: B023, E731
         low = int(options["pad"].split("x")[n].split("_")[0]) if "pad" in options else 0
         count *= _valid(
@@ -386,6 +388,8 @@ def _read_by(computations, inside: Computation, name: str, user: Instruction, wh
         return size(user.shape, everywhere=True)
     if user.op == "dynamic-update-slice" and user.operands[0] == name:
         return 0.0
+    if user.op == "tuple" or user.op.startswith(COLLECTIVES) or _in_chain(user):  # handed on, or sent
+        return 0.0
     if user.op == "bitcast":
         return sum((_read_by(computations, inside, user.name, other, whole) for other in inside.users.get(user.name, ())), 0.0)
     if user.op == "fusion":
@@ -398,6 +402,8 @@ def _written(inside: Computation, name: str) -> float:
     line = inside.instructions[name]
     if line.op == "tuple":
         return sum((_written(inside, part) for part in line.operands), 0.0)
+    if line.op == "parameter" or line.op.startswith(COLLECTIVES) or _in_chain(line):
+        return 0.0
     if line.op == "bitcast" and inside.instructions[line.operands[0]].op == "dynamic-update-slice":
         return _written(inside, line.operands[0])
     if line.op == "dynamic-update-slice":
@@ -415,7 +421,7 @@ def _sent(computations, where: Computation, line: Instruction, devices: int) -> 
             return [("reduce-scatter", sent / 2) for _, sent in found]
         return found
     kind = line.op.removesuffix("-start")
-    if kind not in COLLECTIVES:
+    if kind not in COLLECTIVES or ("chain_id=" in line.rest and not _starts_chain(where, line)):
         return []
     held = sum(size(where.instructions[name].shape, everywhere=True) for name in line.operands)
     ways = group_size(line.rest, devices)
@@ -423,6 +429,14 @@ def _sent(computations, where: Computation, line: Instruction, devices: int) -> 
         return [(kind, held)]
     whole = held * ways if kind == "all-gather" else held
     return [(kind, (2 if kind == "all-reduce" else 1) * whole * (ways - 1) / ways)]
+
+
+def _starts_chain(where: Computation, line: Instruction) -> bool:
+    return any(_in_chain(user) and "AsyncCollectiveStart" in user.rest for user in where.users.get(line.name, ()))
+
+
+def _in_chain(line: Instruction) -> bool:
+    return line.op == "custom-call" and "AsyncCollective" in line.rest
 
 
 def group_size(attributes: str, devices: int) -> int:

@@ -77,6 +77,66 @@ ENTRY %main (a: bf16[12,64,32], b: bf16[12,16,32]) -> bf16[12,64,16] {
     )
 
 
+def test_axes_of_a_window_go_by_number():
+    """A product of 8192 tokens with two shares of columns, as TPUs write it where the share is being sent meanwhile."""
+    text = """
+ENTRY %main (a: bf16[32,256,1152,1], b: bf16[1152,2,288,1]) -> bf16[32,256,2,288] {
+  %a = bf16[32,256,1152,1]{2,1,0,3} parameter(0)
+  %b = bf16[1152,2,288,1]{0,2,3,1} parameter(1)
+  ROOT %c = bf16[32,256,2,288]{1,3,0,2} convolution(%a, %b), window={size=2x1 pad=1_1x0_0 rhs_reversal=1x0}, dim_labels=1bf0_i0o1->1b0f
+}
+"""
+    assert hlo.cost(text, **CHIP).flops == 2 * 32 * 256 * (2 * 288) * 1152
+
+
+CHAIN = """
+%start (p: bf16[32,64]) -> (bf16[32,64], bf16[32,256], s32[2]) {
+  %p = bf16[32,64]{1,0} parameter(0)
+  %gather.1 = bf16[32,256]{1,0} all-gather(%p), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}, frontend_attributes={chain_id="1"}
+  ROOT %begun = (bf16[32,64]{1,0}, bf16[32,256]{1,0}, s32[2]{0:S(4)}) custom-call(%gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%meanwhile (q: bf16[32,64], r: bf16[32,256], s: s32[2], x: f32[100,1000]) -> (f32[100,1000], bf16[32,64], bf16[32,256], s32[2]) {
+  %q = bf16[32,64]{1,0} parameter(0)
+  %r = bf16[32,256]{1,0} parameter(1)
+  %s = s32[2]{0:S(4)} parameter(2)
+  %x = f32[100,1000]{1,0} parameter(3)
+  %gather.2 = bf16[32,256]{1,0} all-gather(%q), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}, frontend_attributes={chain_id="1"}
+  %step = bf16[32,256]{1,0} custom-call(%gather.2, %r, %s), custom_call_target="AsyncCollectiveUpdate"
+  %negated = f32[100,1000]{1,0} negate(%x)
+  ROOT %t = (f32[100,1000]{1,0}, bf16[32,64]{1,0}, bf16[32,256]{1,0}, s32[2]{0:S(4)}) tuple(%negated, %q, %r, %s)
+}
+
+%done (u: bf16[32,64], v: bf16[32,256], w: s32[2]) -> bf16[32,256] {
+  %u = bf16[32,64]{1,0} parameter(0)
+  %v = bf16[32,256]{1,0} parameter(1)
+  %w = s32[2]{0:S(4)} parameter(2)
+  %gather.3 = bf16[32,256]{1,0} all-gather(%u), channel_id=7, replica_groups=[2,4]<=[8], dimensions={1}, frontend_attributes={chain_id="1"}
+  ROOT %ended = bf16[32,256]{1,0} custom-call(%u, %v, %gather.3, %w), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: bf16[32,64], b: f32[100,1000]) -> bf16[32,256] {
+  %a = bf16[32,64]{1,0} parameter(0)
+  %b = f32[100,1000]{1,0} parameter(1)
+  %one = (bf16[32,64]{1,0}, bf16[32,256]{1,0}, s32[2]{0:S(4)}) fusion(%a), kind=kCustom, calls=%start
+  %a1 = bf16[32,64]{1,0} get-tuple-element(%one), index=0
+  %g1 = bf16[32,256]{1,0} get-tuple-element(%one), index=1
+  %s1 = s32[2]{0:S(4)} get-tuple-element(%one), index=2
+  %two = (f32[100,1000]{1,0}, bf16[32,64]{1,0}, bf16[32,256]{1,0}, s32[2]{0:S(4)}) fusion(%a1, %g1, %s1, %b), kind=kOutput, calls=%meanwhile
+  %a2 = bf16[32,64]{1,0} get-tuple-element(%two), index=1
+  %g2 = bf16[32,256]{1,0} get-tuple-element(%two), index=2
+  %s2 = s32[2]{0:S(4)} get-tuple-element(%two), index=3
+  ROOT %three = bf16[32,256]{1,0} fusion(%a2, %g2, %s2), kind=kCustom, calls=%done
+}
+"""
+
+
+def test_a_collective_that_is_spread_over_fusions_counts_once():
+    found = hlo.cost(CHAIN, **CHIP)
+    assert found.link_bytes == {"all-gather": 32 * 256 * 2 * 3 / 4} and found.link_counts == {"all-gather": 1}
+    assert found.memory == 2 * 100 * 1000 * 4  # of what is computed meanwhile; the gather's parts are handed on
+
+
 LOOP = """
 %body (p: (s32[], f32[100,1000])) -> (s32[], f32[100,1000]) {
   %p = (s32[], f32[100,1000]{1,0}) parameter(0)
