@@ -62,7 +62,7 @@ def attend(
         q, k, v = (x.astype(dtype).transpose(0, 2, 1, 3) for x in (q, k, v))
         seen = None if mask is None else mask[:, None, None]
         out = jax.nn.dot_product_attention(q, k, v, mask=seen, implementation=chosen, is_causal=causal)
-    return out.reshape(*out.shape[:2], -1)
+    return lay_out(out, "batch", None, "tensor", None).reshape(*out.shape[:2], -1)
 
 
 def _platform() -> str:

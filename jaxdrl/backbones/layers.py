@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxdrl.backbones.attention import Heads, attend
-from jaxdrl.backbones.partition import lay_out, tensor_ways
+from jaxdrl.backbones.partition import lay_out, own_tokens, tensor_ways
 
 xavier = nn.initializers.xavier_uniform()
 small_normal = nn.initializers.normal(0.02)
@@ -221,7 +221,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             norm = lambda name: nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, param_dtype=jnp.float32, name=name)  # noqa: E731
             q, k = norm("q_norm")(q).astype(self.dtype), norm("k_norm")(k).astype(self.dtype)
-        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
+        return own_tokens(dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention)))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -256,4 +256,4 @@ class Mlp(nn.Module):
         """
         hidden = lay_out(dense(self.hidden, self.dtype, "fc1")(x), "batch", None, "tensor")
         hidden = ACTIVATIONS[self.activation](hidden)
-        return dense(x.shape[-1], self.dtype, "fc2")(hidden)
+        return own_tokens(dense(x.shape[-1], self.dtype, "fc2")(hidden))

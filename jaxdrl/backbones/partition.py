@@ -1,7 +1,12 @@
 """Where activations lie, said by the layers without knowing the mesh: a hint that holds inside `jit` under `jax.set_mesh`.
 
 A mesh that is not set, or has one device, or other axes than "data", "fsdp" and "tensor", makes every hint nothing. An axis whose
-size does not divide is left to the compiler.
+size does not divide is left to the compiler; tokens that do not divide stay whole.
+
+Over "tensor" two cuts take turns, as in Korthikanti et al., arXiv 2205.05198 §4.2.2 (sequence parallelism): within attention and MLP
+heads and hidden channels are cut and every device sees all tokens; between them (residuals, norms, modulation, what remat keeps) tokens are
+cut and every device sees all channels. The turn is a gather of tokens before the first layer, which follows from the two cuts, and
+behind the second the sum over devices, of which each keeps its tokens: together as many bytes as a sum that all keep.
 """
 
 from typing import Any
@@ -10,7 +15,7 @@ import jax
 from jax.sharding import AxisType, PartitionSpec
 
 # What an axis of an activation is, and the mesh axes it lies over.
-MEANINGS: dict[str, tuple[str, ...]] = {"batch": ("data", "fsdp"), "tensor": ("tensor",)}
+MEANINGS: dict[str, tuple[str, ...]] = {"batch": ("data", "fsdp"), "tensor": ("tensor",), "tokens": ("tensor",)}
 _ANY = PartitionSpec.UNCONSTRAINED
 
 
@@ -59,8 +64,20 @@ def _entry(length: int, axis: str | None, known: dict[str, int]) -> Any:
     for name in names:
         ways *= known[name]
     if length % ways:
-        return _ANY
+        return None if axis == "tokens" else _ANY
     return names or None
+
+
+def own_tokens(x: jax.Array) -> jax.Array:
+    """Behind the second layer of attention or MLP: every device keeps its share of the tokens. Nothing where "tensor" is 1.
+
+    Args:
+        x: [batch, tokens, width].
+
+    Returns:
+        The activation.
+    """
+    return lay_out(x, "batch", "tokens", None) if tensor_ways() > 1 else x
 
 
 def over(length: int, axis: str, known: dict[str, int]) -> tuple[str, ...] | None:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from jaxdrl.backbones.attention import attend
 from jaxdrl.backbones.layers import Fused, dense, fused_heads
+from jaxdrl.backbones.partition import own_tokens
 
 # cos or sin; NumPy's until a rematerialised block turns it into an argument.
 Table = Float[Array, "tokens head"] | Float[np.ndarray, "tokens head"]
@@ -101,7 +102,7 @@ class SwiGLU(nn.Module):
         """
         both = Fused(2, self.hidden, self.dtype, name="w12")(x)
         gate, value = both[..., 0, :], both[..., 1, :]
-        return dense(x.shape[-1], self.dtype, "w3")(jax.nn.silu(gate) * value)
+        return own_tokens(dense(x.shape[-1], self.dtype, "w3")(jax.nn.silu(gate) * value))
 
 
 class RotaryAttention(nn.Module):
@@ -134,7 +135,7 @@ class RotaryAttention(nn.Module):
         if self.qk_norm:
             q, k = RMSNorm(name="q_norm")(q).astype(self.dtype), RMSNorm(name="k_norm")(k).astype(self.dtype)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention))
+        return own_tokens(dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention)))
 
 
 class RotaryBlock(nn.Module):

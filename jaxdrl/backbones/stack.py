@@ -55,10 +55,10 @@ def run_blocks(make: Callable[..., nn.Module], tokens: Any, conditions: Sequence
     """
     if not scan or not len(blocks):
         for index in blocks:
-            tokens = make(name=f"blocks_{index}")(lay_out(tokens, "batch", None, None), *conditions)
+            tokens = make(name=f"blocks_{index}")(lay_out(tokens, "batch", "tokens", None), *conditions)
         return tokens
     scanned = nn.scan(
-        lambda block, tokens, conditions: (block(lay_out(tokens, "batch", None, None), *conditions), None),
+        lambda block, tokens, conditions: (block(lay_out(tokens, "batch", "tokens", None), *conditions), None),
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

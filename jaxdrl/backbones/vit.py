@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from jaxdrl.backbones.attention import attend
 from jaxdrl.backbones.layers import Mlp, dense, fused_heads
+from jaxdrl.backbones.partition import own_tokens
 from jaxdrl.backbones.rotary import SwiGLU, Table
 
 
@@ -76,7 +77,7 @@ class ViTAttention(nn.Module):
         q, k, v = fused_heads(x, self.num_heads, self.dtype, self.qkv_bias)
         if rotary is not None:
             q, k = rotate_halves(q, *rotary), rotate_halves(k, *rotary)
-        return dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention, self.causal))
+        return own_tokens(dense(x.shape[-1], self.dtype, "proj")(attend(q, k, v, self.dtype, self.attention, self.causal)))
 
 
 class ViTBlock(nn.Module):
