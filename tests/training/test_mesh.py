@@ -86,6 +86,14 @@ def test_the_spectral_filter_reaches_over_the_edges_of_a_token_grid_that_is_cut(
     assert report["shard"] == [1, 12, 4] and not report["gathers"]
 
 
+def test_between_layers_tokens_are_cut_over_tensor():
+    """What remat keeps between blocks is a quarter of 16 tokens with all 48 channels; 25 tokens, which 4 does not divide, stay whole."""
+    report = _on_eight_devices("sharded_tokens")
+    assert [4, 48] in report["16"]["kept"] and [16, 48] not in report["16"]["kept"]
+    assert 48 in report["16"]["gathered"]
+    assert [25, 48] in report["25"]["kept"]
+
+
 def test_mesh_sizes_must_fit():
     assert mesh.create_mesh().shape == {"data": jax.device_count(), "fsdp": 1, "tensor": 1}
     with pytest.raises(UserError, match=r"config\.mesh"):
