@@ -20,7 +20,7 @@ RECIPES = ("sit_xl", "repa_xl", "jit_h", "rae_xl")
 # Of a slice: the mesh, and parts that its chips divide. A gradient step has 576 trajectories, so 256 chips are 64 x 4.
 SLICES = {
     "v5e:4x4": {"fsdp": 16, "rollout_batch": 256, "reward_batch": 16, "micro_batches": 36},
-    "v5e:16x16": {"fsdp": 64, "tensor": 4, "rollout_batch": 64, "reward_batch": 64, "micro_batches": 9},
+    "v5e:16x16": {"fsdp": 64, "tensor": 4, "rollout_batch": 256, "reward_batch": 64, "micro_batches": 3},
     "v5p:2x4x4": {"fsdp": 32, "rollout_batch": 256, "reward_batch": 128, "micro_batches": 6},
     "v6e:8x8": {"fsdp": 64, "rollout_batch": 256, "reward_batch": 64, "micro_batches": 9},
     "h200:8": {"fsdp": 8, "rollout_batch": 256, "reward_batch": 64, "micro_batches": 8},
