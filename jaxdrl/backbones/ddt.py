@@ -90,7 +90,7 @@ class DiTDH(nn.Module):
         angle = 2 * jnp.pi * t.astype(jnp.float32)[:, None] * jax.lax.stop_gradient(frequencies)
         time = jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
         time = embed_time(time, self.width, self.dtype)[:, None]
-        c = jax.nn.silu(time + table[y][:, None])
+        c = jax.nn.silu(time + jnp.asarray(table)[y][:, None])
         block = rematerialised(RotaryBlock, self.remat, self.scan_layers)
 
         def blocks(heads: int, width: int):

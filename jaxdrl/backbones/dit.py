@@ -195,7 +195,7 @@ class SiT(nn.Module):
         tokens = tokens + sincos_2d(grid, self.width)
         time = embed_time(timestep_embedding(t, self.frequency_dim, float(self._diffusers())), self.width, self.dtype)
         table = self.param("y_embedder", small_normal, (self.num_classes + 1, self.width), jnp.float32)
-        c = time + table[y]
+        c = time + jnp.asarray(table)[y]
         tokens, projections = self._blocks(tokens, c, time, grid)
         modulation = make(2 * self.width, name="final_adaLN_modulation", kernel_init=zeros)(jax.nn.silu(c))[:, None]
         shift, scale = jnp.split(modulation, 2, axis=-1)
@@ -252,7 +252,7 @@ def gates(network: SiT, params: Any, t: Float[Array, " batch"], y: Int[Array, " 
     features = timestep_embedding(t, network.frequency_dim, float(network.numerics == "diffusers"))
     time = _Time(network.width, network.dtype).apply({"params": params}, features)
     gate = SpectralGate(network.spectral, (0, 0), network.gate_scale, network.dtype)
-    condition, found = time + params["y_embedder"][y], []
+    condition, found = time + jnp.asarray(params["y_embedder"])[y], []
     for block in range(network.depth):
         weights = block_params(params, block)["freq_gate"]
         found.append(gate.apply({"params": weights}, time, condition, method="gates"))

@@ -95,7 +95,7 @@ class JiT(nn.Module):
         make = partial(dense, dtype=self.dtype)
         table = self.param("y_embedder", small_normal, (self.num_classes + 1, self.width), jnp.float32)
         positions = self.param("in_context_posemb", small_normal, (self.context_length, self.width), jnp.float32)
-        label = table[y]
+        label = jnp.asarray(table)[y]
         c = (embed_time(timestep_embedding(t, self.frequency_dim), self.width, self.dtype) + label)[:, None]
         squeezed = nn.Dense(self.bottleneck, use_bias=False, dtype=self.dtype, param_dtype=jnp.float32, name="x_embedder_proj1")
         tokens = make(self.width, name="x_embedder_proj2")(squeezed(patchify(x, self.patch_size)))

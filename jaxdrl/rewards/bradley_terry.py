@@ -54,7 +54,7 @@ def scores(head: PyTree, features: Float[Array, "batch dim"], labels: Int[Array,
         s(x, y).
     """
     standard = (features - jax.lax.stop_gradient(head["mean"])) * jax.lax.stop_gradient(head["scale"])
-    return jnp.sum(standard * (head["shared"] + head["own"][labels]), axis=-1)
+    return jnp.sum(standard * (head["shared"] + jnp.asarray(head["own"])[labels]), axis=-1)
 
 
 def loss(

@@ -72,8 +72,8 @@ def logits(params: PyTree, features: Float[Array, "batch dim"], labels: Int[Arra
     for _, block in sorted(params.get("blocks", {}).items()):
         features = features + jax.nn.gelu(features @ block["up"], approximate=False) @ block["down"]
     h = features @ params["projection"]  # (1)
-    joint = params["weight"] + params["embedding"][labels]
-    return jnp.sum(h * joint, axis=-1) + params["bias"][labels]  # (2)
+    joint = params["weight"] + jnp.asarray(params["embedding"])[labels]
+    return jnp.sum(h * joint, axis=-1) + jnp.asarray(params["bias"])[labels]  # (2)
 
 
 def loss(

@@ -76,6 +76,28 @@ def test_dit_velocity_ignores_the_variance_channels():
     np.testing.assert_array_equal(network.velocity(params, x, t, y), before)
 
 
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("SiT", {}),
+        ("DiT", {}),
+        ("SiT", {"spectral": "timestep+label"}),
+        ("JiT", {"context_start": 1, "context_length": 2}),
+        ("DiTDH", {"head_width": 48, "head_depth": 1, "head_num_heads": 4}),
+    ],
+)
+def test_weights_as_files_hold_them_can_be_bound_inside_jit(name, options):
+    """NumPy's arrays take no traced index: labels are looked up in JAX's."""
+    network = backbones.create(name, **LATENT | options)
+    params = drawn(network.init)
+    x, t, y = jax.random.normal(jax.random.key(1), (2, 8, 12, 3)), jnp.array([0.3, 0.7]), jnp.array([1, 5])
+    bound = jax.tree.map(np.asarray, params)
+    found = jax.jit(lambda x, t, y: network.velocity(bound, x, t, y))(x, t, y)
+    np.testing.assert_allclose(found, network.velocity(params, x, t, y), rtol=2e-4, atol=2e-4)
+    if network.gates:
+        jax.jit(lambda t, y: network.gates(bound, t, y))(t, y)
+
+
 def test_low_pass_is_scipys_binomial_filter():
     tokens = jax.random.normal(jax.random.key(0), (2, 30, 3))
     kernel = np.outer([1, 4, 6, 4, 1], [1, 4, 6, 4, 1]) / 256

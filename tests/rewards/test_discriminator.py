@@ -88,3 +88,11 @@ def test_reward_is_the_logit_and_is_differentiable():
     assert gradient.shape == images.shape and np.all(np.abs(gradient) > 0)
     with pytest.raises(ValueError, match="mlp2"):
         discriminator.init(jax.random.key(0), 3, 2, head="deep")
+
+
+def test_a_head_as_files_hold_it_can_be_bound_inside_jit():
+    params = discriminator.init(jax.random.key(0), 5, 3, width=8)
+    features, labels = jax.random.normal(jax.random.key(1), (4, 5)), jnp.array([0, 2, 1, 2])
+    bound = jax.tree.map(np.asarray, params)
+    found = jax.jit(lambda labels: discriminator.logits(bound, features, labels))(labels)
+    np.testing.assert_allclose(found, discriminator.logits(params, features, labels), atol=1e-6)
