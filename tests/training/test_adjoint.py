@@ -92,8 +92,8 @@ def test_three_rewards_balanced_by_marble(frozen, tmp_path):
         "Adjoint norm by time",
     ):
         assert title in drawn
-    with Checkpoints(tmp_path, 0.0) as checkpoints:
-        checkpoints.save_when_due(1, current, flush=lambda: None)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, current)
         checkpoints.wait()
         _, restored = checkpoints.restore(adjoint.initial_state(config, frozen.base))
     assert jax.tree.structure(restored) == jax.tree.structure(current)

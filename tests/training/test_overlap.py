@@ -195,7 +195,7 @@ def test_a_run_that_overlaps_is_killed_and_resumed(tmp_path, monkeypatch):
     left += [None, None, dead, dead]
     with pytest.raises(UserError, match="before learning from refresh 3"):
         test_posttrain._run(config, tmp_path / "cut")
-    check = test_posttrain.posttrain._check_finite
+    check = test_posttrain.posttrain._check_rewards
 
     def interrupted(metrics, refresh):
         check(metrics, refresh)
@@ -203,7 +203,7 @@ def test_a_run_that_overlaps_is_killed_and_resumed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(test_posttrain.posttrain, "_check_finite", interrupted)
+        patched.setattr(test_posttrain.posttrain, "_check_rewards", interrupted)
         test_posttrain._run(config, tmp_path / "cut")
     assert test_posttrain._run(config, tmp_path / "cut") == whole and not left
     tuned = [files.fingerprint(files.load_tree(tmp_path / part / "posttrain/model.safetensors")) for part in ("whole", "cut")]

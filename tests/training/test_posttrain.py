@@ -272,6 +272,7 @@ def _nft():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config("tiny")
+    config.posttrain.rewards = {"jpeg_compressibility": {}}
     config.posttrain.guard.every = 0
     config.posttrain.host.update(retries=1, backoff_seconds=0.0, patience=2)
     return config
