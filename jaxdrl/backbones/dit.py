@@ -252,7 +252,8 @@ def gates(network: SiT, params: Any, t: Float[Array, " batch"], y: Int[Array, " 
     features = timestep_embedding(t, network.frequency_dim, float(network.numerics == "diffusers"))
     time = _Time(network.width, network.dtype).apply({"params": params}, features)
     gate = SpectralGate(network.spectral, (0, 0), network.gate_scale, network.dtype)
-    condition, found = jnp.asarray(params["y_embedder"])[y] + time, []
+    table: Any = jnp.asarray(params["y_embedder"])
+    condition, found = time + table[y], []
     for block in range(network.depth):
         weights = block_params(params, block)["freq_gate"]
         found.append(gate.apply({"params": weights}, time, condition, method="gates"))
