@@ -59,3 +59,15 @@ def test_finish_sees_every_sample_once():
     kept, _ = _sample(batch_size=4, finish=lambda part: seen.append(len(part)) or part.mean(axis=(1, 2, 3)))
     assert seen == [4, 4, 2]
     np.testing.assert_allclose(kept, _sample()[0].mean(axis=(1, 2, 3)), atol=1e-5)
+
+
+def test_other_weights_and_seeds_compile_nothing_again(monkeypatch):
+    """The function is traced once for a network and solver, however often a sampler is made of it."""
+    traced, noise = [], sampling.noise
+    monkeypatch.setattr(sampling, "noise", lambda *arguments: traced.append(1) or noise(*arguments))
+    solver = sampling.Solver(num_steps=2, time_end=0.7)  # of no other test
+    drawn = [
+        sampling.sample(NETWORK, jax.tree.map(lambda leaf, by=by: leaf * by, PARAMS), solver, num=4, seed=seed, batch_size=4)[0]
+        for by, seed in ((1.0, 0), (1.5, 0), (1.5, 1))
+    ]
+    assert len(traced) == 1 and not np.allclose(drawn[0], drawn[1]) and not np.allclose(drawn[1], drawn[2])
